@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dejavu_lit.data.shards import Pair, ShardSet, write_shard
 from dejavu_lit.evaluation.embed import embed
+from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.models.build import export_config, export_weights
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
@@ -99,9 +100,9 @@ def compare(
             expected = peer(model, preprocess, shards, batch)
             turn(f"peer, batch {batch}", begun)
             begun = time.perf_counter()
-            embeddings = embed(encoder, shards, "image", folder / f"{number}_{batch}", workers=WORKERS)
+            embed(encoder, shards, "image", folder / f"{number}_{batch}", workers=WORKERS)
             turn("ours", begun)
-            found = embeddings.load().astype(np.float32)
+            found = Embeddings.open(folder / f"{number}_{batch}").load().astype(np.float32)
     difference = float(np.abs(found - expected).max())
     if difference > 1e-3:
         raise SystemExit(f"{name}: the embeddings differ by {difference:.1e}, more than 1e-3")

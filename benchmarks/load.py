@@ -136,7 +136,6 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
 
     from dejavu_lit.data.shards import ShardSet
     from dejavu_lit.evaluation.audited_model import AuditedModel
-    from dejavu_lit.evaluation.embed import embed as run
     from dejavu_lit.models.build import export_config, export_weights
     from dejavu_lit.models.settings import ModelSpec
 
@@ -145,18 +144,10 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
         export_config(ModelSpec("tiny", TINY), model)
         torch.manual_seed(0)
         export_weights(open_clip.create_model(f"local-dir:{model}", load_weights=False).state_dict(), model)
-    audited = AuditedModel(f"local-dir:{model}", folder / "embeddings")
+    audited = AuditedModel(f"local-dir:{model}", folder / "embeddings", workers=1)
     rows = 0
     for name, modality in (("A", "text"), ("H", "text"), ("P", "image"), ("H", "image")):
-        rows += len(
-            run(
-                audited.encoder,
-                ShardSet.open(folder / "data" / name),
-                modality,
-                audited.set_folder(name, modality),
-                workers=1,
-            )
-        )
+        rows += len(audited.embeddings(ShardSet.open(folder / "data" / name), name, modality))
     return {"rows": rows}
 
 

@@ -42,7 +42,7 @@ def test_wrong_options_are_the_sentence_of_the_command():
     with pytest.raises(UserError, match=r"^recipe.epohcs is not an option \(did you mean 'recipe.epochs'\?\)$"):
         settings("train", "side=target", "recipe.epohcs=3")
     with pytest.raises(
-        UserError, match=r"^'eval' is not a command \(did you mean 'evaluate'\?\); choose one of train, "
+        UserError, match=r"^command=eval is unknown \(did you mean 'evaluate'\?\); choose one of train, "
     ):
         settings("eval")
 

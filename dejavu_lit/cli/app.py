@@ -26,7 +26,7 @@ from dejavu_lit.cli.options import COMMANDS, Mitigate, register
 from dejavu_lit.study.slurm import cpus_per_task, gpus_per_node, submission_error, tasks_per_node
 from dejavu_lit.utils.config import expand_home, to_settings
 from dejavu_lit.utils.distributed import forget_left_over_ranks
-from dejavu_lit.utils.errors import UserError, error_sentence, first_line, suggest
+from dejavu_lit.utils.errors import UserError, check_choice, error_sentence, first_line
 from dejavu_lit.utils.exit_codes import clean_exit, fail
 
 # For conf/hydra/launcher/slurm.yaml; here, because the jobs of a multirun import only this module.
@@ -124,12 +124,10 @@ def _fail_job(error: Exception, out: Path, failures: list[str]) -> None:
 def _out(cfg: DictConfig) -> Path:
     """The output directory: ``out=`` or a new one below outputs/; in a multirun the job's own folder below it."""
     hydra_config = HydraConfig.get()
+    given = Path(str(cfg.out)) if cfg.get("out") else None
     if hydra_config.mode == RunMode.MULTIRUN:
-        base = Path(str(cfg.out)) if cfg.get("out") else Path(hydra_config.sweep.dir)
-        return base / hydra_config.sweep.subdir
-    if cfg.get("out"):
-        return Path(str(cfg.out))
-    return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
+        return (given or Path(hydra_config.sweep.dir)) / hydra_config.sweep.subdir
+    return given or Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def typed_settings(cfg: DictConfig, command: str, typed: Sequence[str]) -> Any:
@@ -153,10 +151,7 @@ def settings(command: str, *overrides: str) -> Any:
 
     Raises UserError for another command, and for an option that is unknown, missing, or has a wrong value.
     """
-    if command not in COMMANDS:
-        raise UserError(
-            f"{command!r} is not a command{suggest(command, COMMANDS)}; choose one of {', '.join(COMMANDS)}"
-        )
+    check_choice("command", command, COMMANDS)
     register(command)
     given = [mistakes.quoted(override, command) for override in overrides]
     running = GlobalHydra.instance().is_initialized()  # a study composes its settings within its own command

@@ -37,14 +37,10 @@ def text(conf: Path, command: str) -> str:
     config: dict[str, Any] = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
     groups = [line for group, chosen in defaults(config) for line in _group(conf, group, chosen)]
     own = [line for option in own_options(command) for line in _option(option)]
-    return "\n\n".join(
-        [
-            config["hydra"]["help"]["header"].rstrip(),
-            *([GROUPS_HEAD + "\n".join(groups)] if groups else []),
-            OPTIONS_HEAD + "\n".join(own),
-            FOOT,
-        ]
-    )
+    parts = [config["hydra"]["help"]["header"].rstrip()]
+    if groups:
+        parts.append(GROUPS_HEAD + "\n".join(groups))
+    return "\n\n".join([*parts, OPTIONS_HEAD + "\n".join(own), FOOT])
 
 
 def defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -60,7 +56,7 @@ def own_options(command: str) -> list[Option]:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    return sorted(ANNOTATORS.places) if group == "annotator" else sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    return sorted(ANNOTATORS.places if group == "annotator" else (p.stem for p in (conf / group).glob("*.yaml")))
 
 
 def _group(conf: Path, group: str, chosen: str | None) -> list[str]:

@@ -85,20 +85,14 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
-        argument = merging[1].lstrip("+") if merging else _argument(key, given)
+        of_key = (a for a in given if key == (own := a.lstrip("+~").partition("=")[0]) or key.startswith(f"{own}["))
+        argument = merging[1].lstrip("+") if merging else next(of_key, None)
         if isinstance(cause, ValidationError) and argument and not any(f"{key}.".startswith(f"{o}.") for o in known):
             typed = argument.partition("=")[0]  # OmegaConf gives the key of some entries without that of their mapping
             option = max((o for o in known if f"{typed}.".startswith(f"{o}.")), key=len, default="")
             cause.full_key = f"{option}.{key}".lstrip(".")
         return explain_value(cause, known, given=argument)
     return f"{key} is not an option{suggest_option(key, known)}" if unknown else text
-
-
-def _argument(name: str, given: Sequence[str]) -> str | None:
-    """The argument that sets an option."""
-    return next(
-        (a for a in given if name == (own := a.lstrip("+~").partition("=")[0]) or name.startswith(f"{own}[")), None
-    )
 
 
 def known_options(command: str, near: str = "") -> Iterator[Option]:

@@ -12,11 +12,11 @@ from dejavu_lit.cli.options import Evaluate, Mitigate
 from dejavu_lit.cli.processes import device
 from dejavu_lit.cli.study_settings import check_options, planned_rows
 from dejavu_lit.evaluation.run import run_evaluation
-from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
+from dejavu_lit.evaluation.settings import EvaluationSettings, ReportSettings
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError, check_range
-from dejavu_lit.utils.io import locked, write_json
+from dejavu_lit.utils.io import locked
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
         if ranks.rank > 0:
             for cell in cells:
                 with suppress(Exception):  # rank 0 reports it and also continues with the next cell
-                    run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
+                    run_evaluation(match_stop_epoch(cell).pair, evaluation_folder(out, cell), ranks)
             return
         metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None:
@@ -96,27 +96,14 @@ def evaluate_study(
 
     Raises UserError if some cells have no result; the others are written.
     """
-    from dejavu_lit.evaluation.context import CONTEXT
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.report.report import is_redacted, show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
-    from dejavu_lit.study import table
-    from dejavu_lit.study.cells import REQUEST, evaluation_request
+    from dejavu_lit.study.table import evaluate_cells, write_study
 
-    metrics: dict[str, Any] = {}
-    requests = {cell.label: evaluation_request(cell) for cell in cells}
-
-    def evaluate(cell: "Cell", folder: Path) -> Any:
-        if cell.folder is not None and not (folder / CONTEXT).is_file():
-            write_json(folder / REQUEST, requests[cell.label])
-        metrics[cell.label] = run_evaluation(_evaluation(cell), folder, ranks)
-        if cell.folder is not None:  # the statistics may have changed
-            write_json(folder / REQUEST, requests[cell.label])
-        return metrics[cell.label]
-
-    rows, failures = table.evaluate_cells(out, cells, evaluate, failed)
+    rows, failures, metrics = evaluate_cells(out, cells, failed, ranks)
     if rows:
-        study = table.write_study(out, rows, failures, settings.utility_loss, cells)
+        study = write_study(out, rows, failures, settings.utility_loss, cells)
         show_study(study, out)
         page = show_report(report, out)
         log_study(settings.logger, out, is_redacted(report, out))
@@ -125,11 +112,6 @@ def evaluate_study(
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")
     return metrics
-
-
-def _evaluation(cell: "Cell") -> PairEvaluation:
-    target, reference = cell.model_name("target"), cell.model_name("reference")
-    return take(PairEvaluation, cell.evaluation, target=target, reference=reference)
 
 
 main = command("mitigate", mitigate)

@@ -136,32 +136,28 @@ class AuditedModel:
 
     def embeddings(self, shards: ShardSet, name: str, modality: Modality, limit: int | None = None) -> Embeddings:
         """The embeddings of the set ``name``, computed if missing; ``limit``: of at least its first pairs."""
-        if self.embeddings_folder:
-            return Embeddings.open(self.embeddings_folder / name / modality)
-        from dejavu_lit.evaluation.embed import embed
+        self.embed(shards, name, modality, limit)
+        return Embeddings.open(self._folder(name, modality))
 
-        return embed(self.encoder, shards, modality, self.set_folder(name, modality), limit, self.workers)
-
-    def embed_share(
-        self, shards: ShardSet, name: str, modality: Modality, limit: int | None, share: tuple[int, int]
+    def embed(
+        self, shards: ShardSet, name: str, modality: Modality, limit: int | None = None, share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Compute the missing embeddings of every n-th shard from the i-th on, for ``share`` = (i, n)."""
+        """Compute the missing embeddings, of every n-th shard from the i-th on for ``share`` = (i, n)."""
         if not self.embeddings_folder:
-            from dejavu_lit.evaluation.embed import write_missing
+            from dejavu_lit.evaluation.embed import embed
 
-            folder = self.set_folder(name, modality)
-            write_missing(self.encoder, shards, modality, folder, limit, self.workers, share=share)
+            embed(self.encoder, shards, modality, self._folder(name, modality), limit, self.workers, share)
 
     def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
         """The embeddings of a set if all of them exist already, else None."""
-        if self.embeddings_folder:
-            return Embeddings.open(self.embeddings_folder / name / modality)
-        folder = self.set_folder(name, modality)
-        is_complete = all((folder / f"{Path(shard).stem}.npy").is_file() for shard in shards.names)
+        parts = (self._folder(name, modality) / f"{Path(shard).stem}.npy" for shard in shards.names)
+        is_complete = self.embeddings_folder is not None or all(part.is_file() for part in parts)
         return self.embeddings(shards, name, modality) if is_complete else None
 
-    def set_folder(self, name: str, modality: Modality) -> Path:
+    def _folder(self, name: str, modality: Modality) -> Path:
         """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
+        if self.embeddings_folder:
+            return self.embeddings_folder / name / modality
         own, deal = (data.deal if data else PREPARED_SPLIT for data in (self.data, self.measured))
         # A base is measured on the pairs of every half.
         other_deal = f"-h{deal[0]}-{fingerprint(deal)[:6]}" if name in POOL and deal != own else ""
@@ -175,14 +171,10 @@ class AuditedModel:
 
     def at(self, epoch: int, device: str) -> "AuditedModel":
         """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""
-        name = self.name
-        if (
-            self.run is not None
-            and self.model_name.epoch_number is None
-            and RunDirectory(self.run).checkpoint(epoch).is_file()
-        ):
-            name = f"{self.run}@{epoch}"
-        return replace(self, name=name, device=device)
+        run = self.run if self.model_name.epoch_number is None else None
+        if run is not None and RunDirectory(run).checkpoint(epoch).is_file():
+            return replace(self, name=f"{run}@{epoch}", device=device)
+        return replace(self, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
         """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown: raw shards, other sets."""

@@ -56,7 +56,9 @@ class EvaluationInputs:
             for name in (evaluation.target, evaluation.reference)
         )
         _check_training(target, reference, evaluation, data)
-        swapped = _has_b(reference) if evaluation.swapped is None else evaluation.swapped
+        given_b = reference.embeddings_folder is not None and (reference.embeddings_folder / "B" / "text").is_dir()
+        has_b = reference.trained_on == "B" or given_b
+        swapped = has_b if evaluation.swapped is None else evaluation.swapped
         trained = {"population": target.data or data, "null": data, "swapped": reference.data or target.data or data}
         shards = {block: dealt.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         given = evaluation.data.train_size
@@ -78,13 +80,13 @@ class EvaluationInputs:
     def embed(self, share: tuple[int, int]) -> None:
         """Compute missing embeddings, utility's included, of every n-th shard from the i-th on, for ``share`` = (i, n)."""
         for role, model in self.models.items():
-            model.embed_share(self.public, self.public_name, self.public_modality[role], None, share)
+            model.embed(self.public, self.public_name, self.public_modality[role], share=share)
             for block, shards in self.shards.items():
-                model.embed_share(shards, BLOCK_SETS[block], "text", self.members[block][1], share)
+                model.embed(shards, BLOCK_SETS[block], "text", self.members[block][1], share)
             if not model.captions_only:
                 for name in ("H", *filter(None, [self.data.labelled])):
                     with suppress(UserError):  # utility that cannot be computed is null, with the reason
-                        model.embed_share(self.data.shard_set(name), self.data.set_name(name), "image", None, share)
+                        model.embed(self.data.shard_set(name), self.data.set_name(name), "image", share=share)
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,6 @@ class EmbeddedSets:
             for role, model in roles.items()
             for block, shards in blocks.items()
         }
-        target, reference = (public[role].dim for role in ("target", "reference"))
-        if target != reference and not roles["reference"].captions_only:
-            log.warning(
-                "the embeddings of target and reference have %d and %d values: models of different architecture also differ "
-                "in quality, so look at the null and the symmetric gap",
-                *(target, reference),
-            )
         embedded = set(public["target"].keys) & set(public["reference"].keys)
         public_keys = sorted(embedded - inputs.data.excluded)
         if (lacking := len(inputs.public) - len(embedded)) > 0:
@@ -196,17 +191,6 @@ def _training_options(model: AuditedModel) -> dict[str, Any]:
     return {"epochs": model.model_name.epoch_number or model.run_json.get("epochs"), **options}
 
 
-def _has_b(reference: AuditedModel) -> bool:
-    """Whether B can be measured: the reference is a run that trained on B, or embeddings that include B."""
-    folder = reference.embeddings_folder
-    return reference.trained_on == "B" or (folder is not None and (folder / "B" / "text").is_dir())
-
-
-def _half_of(data: DataSpec) -> str:
-    """Which random half this is: each seed deals others."""
-    return f"{data.half} of data.seed={data.seed}" if data.half else "0"
-
-
 def _measured_pairs(trained: DataSpec, given: int | None) -> int | None:
     """How many of the first pairs of A or of B are measured, None: all; ``given`` if it is less than what was trained on."""
     is_less = given is not None and (trained.train_size is None or given < trained.train_size)
@@ -219,10 +203,12 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
         raise UserError(
             f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
         )
-    halves = {_half_of(target.data) if target.data else "0", _half_of(data)}
     is_base = evaluation.allow_overlap and evaluation.swapped is False
-    if reference.data is not None and not is_base:  # a base's own pairs are not measured
-        halves.add(_half_of(reference.data))
+    trained = [target.data, None if is_base else reference.data]  # a base's own pairs are not measured
+    # Each seed deals other halves.
+    halves = {f"{d.half} of data.seed={d.seed}" if d.half else "0" for d in (data, *filter(None, trained))}
+    if target.data is None:
+        halves.add("0")
     if len(halves) > 1:
         raise UserError(
             f"target={target.name}, reference={reference.name} and the data are of different random halves "

@@ -10,6 +10,7 @@ tabulated: the settings and files by which the records' predictions were written
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,21 @@ from dejavu_lit.utils.run_directory import first_difference
 log = logging.getLogger(__name__)
 
 CONTEXT = "context.json"
+ALWAYS_WRITTEN = (
+    *(
+        "config",
+        "weights",
+        "data",
+        "largest_k",
+        "public",
+        "public_left_out",
+        "images",
+        "utility",
+        "exposure",
+        "raw_shards",
+    ),
+    *("training_differences", "search", "records"),
+)
 METRICS = "metrics.json"
 
 
@@ -69,13 +85,9 @@ class EvaluationSpec:
         """
         if (base := self.evaluation.base) is None:
             return None
-        alone = replace(self.evaluation, reference=base, swapped=False, allow_overlap=True)
-        return replace(
-            self,
-            out=self.out / "base",
-            is_against_base=True,
-            evaluation=replace(alone, base=None, by_objects=(), keys=None, group=None),
-        )
+        alone = replace(self.evaluation, base=None, by_objects=(), keys=None, group=None)
+        against = replace(alone, reference=base, swapped=False, allow_overlap=True)
+        return replace(self, out=self.out / "base", evaluation=against, is_against_base=True)
 
 
 def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> dict[str, Any]:
@@ -88,21 +100,24 @@ def read_context(
 ) -> dict[str, Any] | None:
     """The context of an earlier call in the same directory; None if there was none.
 
-    Raises UserError if that call had other settings, or the weights of a model or the data have changed since.
+    Raises UserError if it is incomplete, that call had other settings, or a model or the data have changed since.
     """
     out = spec.out
     if not (out / CONTEXT).is_file():
         return None
     context = read_json_object(out / CONTEXT)
+    if lacking := [name for name in ALWAYS_WRITTEN if name not in context]:
+        raise UserError(
+            f"{out / CONTEXT} has no {lacking[0]}: it is damaged or of another version; choose another out= or remove {out}"
+        )
     if changed := first_difference(_without_recomputable(context["config"]), fixed):
         raise UserError(f"{out} has an evaluation with other settings ({changed}); choose another out= or remove it")
-    known = context.get("weights", {})  # earlier versions wrote neither these nor the state of the data
     for role, model in models.items():
-        if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
+        if (file := changed_weights(model.weights, context["weights"][role])) is not None:
             raise UserError(
                 f"the model in {file} changed since {out} was measured; choose another out= or remove {out}"
             )
-    if context.get("data", data) != data:
+    if context["data"] != data:
         raise UserError(
             f"{spec.data.folder} was prepared again since {out} was measured; choose another out= or remove it"
         )
@@ -123,14 +138,12 @@ def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:
 
 def finished_metrics(out: Path, context: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """metrics.json if it has the figures for ``statistics`` already; None if it is to be written."""
-    if context.get("statistics") != statistics or not (out / METRICS).is_file():
-        return None
-    try:
-        metrics = read_metrics(out)
-    except UserError:  # damaged, or of another schema
-        return None
-    log.info("%s is finished; nothing to do", out)
-    return metrics
+    if context.get("statistics") == statistics and (out / METRICS).is_file():
+        with suppress(UserError):  # damaged, or of another schema
+            metrics = read_metrics(out)
+            log.info("%s is finished; nothing to do", out)
+            return metrics
+    return None
 
 
 def searched_public_keys(spec: EvaluationSpec, context: Mapping[str, Any]) -> list[str] | None:

@@ -11,15 +11,7 @@ import numpy as np
 
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet
 from dejavu_lit.evaluation.chunks import CHUNK, Chunk, decode_chunk, encode_ahead, read_chunks
-from dejavu_lit.evaluation.embeddings import (
-    FINGERPRINT,
-    Embeddings,
-    Modality,
-    check_vectors,
-    open_part,
-    read_keys,
-    write_part,
-)
+from dejavu_lit.evaluation.embeddings import FINGERPRINT, Modality, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, read_json_object, visible_files, write_json
@@ -36,38 +28,17 @@ def embed(
     encoder: Encoder,
     shards: ShardSet,
     modality: Modality,
-    folder: Path | str,
-    limit: int | None = None,
-    workers: int = 2,
-) -> Embeddings:
-    """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
-
-    Whole shards are embedded, as many as the first ``limit`` pairs need. Complete parts are kept, so another limit adds parts.
-    Unusable pairs are skipped, counted and logged. ``workers`` threads read and decode; on a CPU there are at least as many as
-    cores, because they also encode. Raises UserError for a folder of another model or other data, too many unusable pairs, no
-    usable pair, or a vector with NaN or zero norm.
-    """
-    folder = Path(folder)
-    write_missing(encoder, shards, modality, folder, limit, workers)
-    embeddings = Embeddings.open(folder)
-    if not len(embeddings):
-        raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
-    return embeddings
-
-
-def write_missing(
-    encoder: Encoder,
-    shards: ShardSet,
-    modality: Modality,
     folder: Path,
     limit: int | None = None,
     workers: int = 2,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on.
+    """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
 
-    Raises UserError for too many unusable pairs, a vector with NaN, infinity or zero norm, and a folder of other
-    inputs.
+    Whole shards are embedded, as many as the first ``limit`` pairs need; for ``share`` = (i, n) every n-th shard from the i-th
+    on. Complete parts are kept, so another limit adds parts. Unusable pairs are skipped, counted and logged. ``workers``
+    threads read and decode; on a CPU there are at least as many as cores, because they also encode. Raises UserError for a
+    folder of another model or other data, too many unusable pairs, or a vector with NaN, infinity or zero norm.
     """
     fingerprint = {
         "schema": SCHEMA,

@@ -33,7 +33,8 @@ class Embeddings:
     def open(cls, folder: Path | str) -> "Embeddings":
         """The embeddings in ``folder``. Shapes are checked now, values when they are read.
 
-        Raises UserError without a complete part, or for a part whose files disagree, different widths, or a duplicate key.
+        Raises UserError without a complete part or any key, or for a part whose files disagree, different widths, or a
+        duplicate key.
         """
         folder = Path(folder)
         names = [path.stem for path in visible_files(folder, "*.npy")]
@@ -58,6 +59,8 @@ class Embeddings:
                 )
             dim = width
             keys += part_keys
+        if not keys:
+            raise UserError(f"no pair of the set in {folder} can be used; see the log for the reasons")
         if len(set(keys)) != len(keys):
             duplicate = Counter(keys).most_common(1)[0][0]
             raise UserError(f"{folder} has the key {duplicate!r} twice; keys must be unique within a set")
@@ -97,17 +100,13 @@ class Embeddings:
 
         Raises UserError for a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
         """
-        if keys is None:
-            rows = np.arange(len(self))
-        else:
-            try:
-                rows = np.array([self.rows[key] for key in keys], np.int64)
-            except KeyError as missing:
-                absent = sum(key not in self.rows for key in keys)
-                raise UserError(
-                    f"{self.folder} has no vector for {absent} of {len(keys)} keys, the first is {missing.args[0]!r}; "
-                    "embed these pairs, or choose other sets"
-                ) from None
+        keys = self.keys if keys is None else keys
+        if absent := [key for key in keys if key not in self.rows]:
+            raise UserError(
+                f"{self.folder} has no vector for {len(absent)} of {len(keys)} keys, the first is {absent[0]!r}; "
+                "embed these pairs, or choose other sets"
+            )
+        rows = np.array([self.rows[key] for key in keys], np.int64)
         vectors = np.empty((len(rows), self.dim), np.float16)
         start = 0
         for name, part in zip(self.names, self.parts(), strict=True):

@@ -68,8 +68,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
     is_searched = (
         context is not None
         and context["largest_k"] >= max(spec.settings.ks)
-        # An earlier version did not list them.
-        and set(context.get("records", [RECORD_FILES["population"]])) <= set(_record_files(spec))
+        and set(context["records"]) <= set(_record_files(spec))
     )
     scored = (context or {}).get("membership") if is_searched else None
     is_scored = settings is None or (scored is not None and scored["pairs"] == settings.pairs)
@@ -101,7 +100,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         return {}
     if (finished := finished_metrics(spec.out, context, statistics)) is not None:
         return finished
-    _check_images(spec, context.get("images", {}))
+    _check_images(spec, context["images"])
     return write_metrics(spec, context, statistics, against_base)
 
 

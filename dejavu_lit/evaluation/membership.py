@@ -41,7 +41,7 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
         for model in models.values():
             for block, (_, span) in drawn.items():
                 with suppress(UserError):  # a score that cannot be computed is null, with the reason
-                    model.embed_share(inputs.shards[block], BLOCK_SETS[block], "image", span, ranks.share)
+                    model.embed(inputs.shards[block], BLOCK_SETS[block], "image", span, ranks.share)
     with ranks.step():
         if ranks.rank > 0:
             return {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.evaluation.vectors import Vectors, chunks, insert, write_cosines
+from dejavu_lit.evaluation.vectors import Vectors, chunks, write_cosines
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, check_choice
@@ -46,15 +46,17 @@ class Best:
 
     def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
-        best_rows, best_scores = self.rows[queries], self.scores[queries]
-        rows = rows.astype(np.int32, order="C")
 
         def compute(start: int) -> None:
             block = slice(start, start + QUERIES_PER_THREAD)
-            insert(best_rows[block], best_scores[block], rows[block], scores[block])
+            own = queries[block]
+            all_rows = np.concatenate([self.rows[own], rows[block]], axis=1)
+            all_scores = np.concatenate([self.scores[own], scores[block]], axis=1)
+            order = np.lexsort((all_rows, -all_scores), axis=1)[:, : self.rows.shape[1]]
+            self.rows[own] = np.take_along_axis(all_rows, order, axis=1)
+            self.scores[own] = np.take_along_axis(all_scores, order, axis=1)
 
         for_blocks(compute, len(queries), QUERIES_PER_THREAD)
-        self.rows[queries], self.scores[queries] = best_rows, best_scores
 
 
 def search(
@@ -74,14 +76,11 @@ def search(
     total = sum(map(len, public))
     if not 1 <= k <= total:
         raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
-    named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
-    width = queries.shape[-1]
-    for name, array in named:
-        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
-            raise UserError(
-                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
-                "use text and image embeddings of the same model"
-            )
+    width = queries.shape[1]
+    if others := {part.shape[1] for part in public if len(part)} - {width}:
+        raise UserError(
+            f"the public vectors have {min(others)} values, the queries {width}; use text and image embeddings of one model"
+        )
     ids = np.arange(total) if ids is None else ids
     best = search_ivf(queries, public, k, ids) if index == "ivf" else best_k(queries, public, k, index, ids)
     neighbors = Neighbors(best.rows, np.maximum(1 - best.scores, 0).astype(np.float32))
@@ -93,19 +92,15 @@ def search(
     return neighbors, sum(hits) / exact.size if exact.size else 1.0
 
 
-def best_k(
-    queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
-) -> Best:
+def best_k(queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str, ids: np.ndarray) -> Best:
     """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1."""
     load_faiss(index)
-    total = sum(map(len, public))
-    ids = np.arange(total) if ids is None else ids
     asked, best = Vectors.load(queries, names=["queries"]), Best(len(queries), k)
     units = asked.scaled()
     rounding, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         rounding, most = rounding + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
-    with progress(None, "searching", total, "vector") as bar:
+    with progress(None, "searching", len(ids), "vector") as bar:
         for start, chunk in chunks(public):
             rows, before = ids[start : start + len(chunk)], deepcopy(best)
             cheap, candidates = _knn(units, chunk.units, min(most, len(chunk)), index)

@@ -63,11 +63,8 @@ class Search:
         """The neighbors of all queries, and the recall of the index; missing blocks are searched now."""
         self.run()
         parts = [part for block in self._blocks() if (part := self._read(block)) is not None]
-        blocks = [neighbors for neighbors, _ in parts]
-        rows = np.concatenate([block.rows for block in blocks])
-        distances = np.concatenate([block.distances for block in blocks])
-        recall = np.average([recall for _, recall in parts], weights=[len(block) for block in blocks])
-        return Neighbors(rows, distances), float(recall)
+        recall = np.average([recall for _, recall in parts], weights=[len(neighbors) for neighbors, _ in parts])
+        return Neighbors.joined([neighbors for neighbors, _ in parts]), float(recall)
 
     def _blocks(self) -> list[slice]:
         """Slices of the queries, as many for each rank; one per rank for an index that is built again for each slice."""

@@ -109,27 +109,6 @@ def write_cosines(
             cosines[query, number] = total / (query_norms[query] * public_norms[row])
 
 
-@compiled
-def insert(best_rows: np.ndarray, best_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
-    """Insert candidates [n, c] into the best so far, [n, k], which stay sorted by descending score and then by row."""
-    last = best_rows.shape[1] - 1
-    for query in range(len(rows)):
-        for number in range(rows.shape[1]):
-            row, score = rows[query, number], scores[query, number]
-            place = last + 1
-            while place > 0 and (
-                best_scores[query, place - 1] < score
-                or (best_scores[query, place - 1] == score and best_rows[query, place - 1] > row)
-            ):
-                place -= 1
-            if place > last:
-                continue
-            for position in range(last, place, -1):
-                best_rows[query, position] = best_rows[query, position - 1]
-                best_scores[query, position] = best_scores[query, position - 1]
-            best_rows[query, place], best_scores[query, place] = row, score
-
-
 def chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
     """(first position, vectors in memory) in chunks of CHUNK_BYTES, which span parts; raises UserError for an unusable vector."""
     size = max(1, CHUNK_BYTES // (2 * max([1, *(part.shape[1] for part in public)])))

@@ -11,11 +11,10 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
 from dejavu_lit.measure.groups import COLUMNS, group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
-from dejavu_lit.measure.metrics import measure
+from dejavu_lit.measure.metrics import gap_blocks, measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps
-from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
+from dejavu_lit.measure.recompute import RECORD_FILES, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
-from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.io import write_csv, write_json
 from dejavu_lit.utils.provenance import provenance
 
@@ -40,9 +39,6 @@ def write_metrics(
     """Compute the figures from the records on disk, and write metrics.json and the tables beside it."""
     out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
     sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
-    earlier = context.get("statistics")
-    if earlier not in (None, statistics):
-        _log_replaced(earlier, statistics)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics["membership"] = None
     if spec.evaluation.membership is None:
@@ -51,9 +47,8 @@ def write_metrics(
         listed = any(name in ("A", "B") for name in listed_members(spec.data.folder / MANIFEST))
         scores = context["membership"]
         metrics["membership"] = scoreboard(sets, settings, scores["unavailable"], listed, scores.get("others"))
-    metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
+    metrics |= {name: context[name] for name in ("utility", "exposure", "search", "training_differences")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
-    metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
     metrics["settings"] |= {name: getattr(spec.evaluation, name) for name in (*SIDES, "public_modality")}
     metrics["settings"] |= {"objects": str(spec.objects), "public": spec.data.public, "data": str(spec.data.folder)}
     metrics["provenance"] = provenance() | {"config": spec.config}
@@ -65,17 +60,21 @@ def write_metrics(
         metrics["base"] = {"model": spec.evaluation.base, "note": note}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
-        metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
+        metrics["by_objects"] = {}
+    for name, artifact in spec.further_objects.items():  # the same neighbors
+        joined, _ = read_evaluation(out, artifact, settings.threshold, context["public"], public_keys)
+        metrics["by_objects"][name] = gap_blocks(joined, settings, f"in the artifact {name}")
     tables: dict[str, Any] = {
         "memorized.csv": most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
     }
-    if spec.evaluation.group is not None:
-        metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
+    if (column := spec.evaluation.group) is not None:
+        a, h, smallest = sets["population"], sets["null"], settings.smallest_group
+        metrics["groups"] = group_gaps(a, h, column, settings.k, settings.top_m, smallest)
         tables["groups.csv"] = metrics["groups"]["groups"]
     if spec.evaluation.keys is not None:
         tables["persons.json"] = _gaps_of_keys(spec, spec.evaluation.keys, sets)
         tables["persons.csv"] = [_as_row(pair) for pair in tables["persons.json"]["pairs"]]
-    if context.get("tabulated", earlier) != statistics:  # the records' predictions follow the settings
+    if context["tabulated"] != statistics:  # the records' predictions follow the settings
         # Not finished until all are written.
         write_json(out / CONTEXT, {**context, "tabulated": None, "statistics": None})
         for block, records in sets.items():
@@ -95,28 +94,6 @@ def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:
             write_csv(out / name, tables[name], None if tables[name] else EMPTY[name])
         else:
             write_json(out / name, tables[name])
-
-
-def _log_replaced(earlier: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
-    """Say which settings of the earlier figures are replaced."""
-    old, new = dict(flatten(earlier)), dict(flatten(statistics))
-    changed = [name for name in old if name in new and old[name] != new[name] and name != "files"]
-    if changed:
-        texts = (", ".join(f"{name}={values[name]}" for name in changed) for values in (old, new))
-        log.info("replaces %s by %s; the records stay", *texts)
-
-
-def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
-    """The gaps of the groups of pairs."""
-    settings = spec.settings
-    gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
-    small = gaps["too_small"]
-    log.info(
-        "%d groups of %s compared with H, %d with q < 0.05 (%d with fewer than %d records are not): %s",
-        *(len(gaps["groups"]), column, sum(group["q"] < 0.05 for group in gaps["groups"])),
-        *(small["groups"], small["smallest"], spec.out / "groups.csv"),
-    )
-    return gaps
 
 
 def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ The sets are resampled independently and then combined. Over s ≥ 3 seed pairs 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -63,35 +63,27 @@ def _pooled(evaluations: Sequence[Mapping[str, Any]], block: str, figure: str) -
     values = [float(e[block][figure]["value"]) for e in evaluations]
     pooled = pool_seeds(values)
     sampling = float(np.sqrt(np.mean([e[block][figure]["se"] ** 2 for e in evaluations])))
-    training = None if pooled.sd is None else float(np.sqrt(max(0.0, pooled.sd**2 - sampling**2)))
-    return {"values": values, **pooled._asdict(), "sampling_sd": sampling, "training_sd": training}
+    training = None if pooled["sd"] is None else float(np.sqrt(max(0.0, pooled["sd"] ** 2 - sampling**2)))
+    return {"values": values, **pooled, "sampling_sd": sampling, "training_sd": training}
 
 
-class SeedInterval(NamedTuple):
-    """A figure over s training seeds: mean, sample standard deviation (ddof 1; None with one seed), 95 % interval of the mean.
+def pool_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
+    """{mean, sd, ci95} of the values that one figure has with s training seeds.
 
-    The interval is the t interval with s − 1 degrees of freedom; for fewer than 3 seeds as ``pool_seeds`` says.
-    """
-
-    mean: float
-    sd: float | None
-    ci95: list[float] | None
-
-
-def pool_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]] = ()) -> SeedInterval:
-    """Pool the values that one figure has with several training seeds.
-
-    Args:
-        intervals: of each seed, [low, high]: fewer than 3 seeds have their span for ci95, None without them.
+    sd: with ddof 1, None with one seed; ci95: the t interval of the mean with s − 1 degrees of freedom, and for fewer than 3
+    seeds the span of their ``intervals`` [low, high], None without them.
     """
     array = np.array(values)
     mean, s = float(array.mean()), len(array)
     sd = float(array.std(ddof=1)) if s > 1 else None
-    if sd is None or s < 3:
-        lows, highs = zip(*intervals, strict=True) if intervals else ((), ())
-        return SeedInterval(mean, sd, [float(min(lows)), float(max(highs))] if intervals else None)
-    half = float(stdtrit(s - 1, 0.975)) * sd / np.sqrt(s)
-    return SeedInterval(mean, sd, [float(mean - half), float(mean + half)])
+    ci95 = None
+    if sd is not None and s >= 3:
+        half = float(stdtrit(s - 1, 0.975)) * sd / np.sqrt(s)
+        ci95 = [float(mean - half), float(mean + half)]
+    elif intervals:
+        lows, highs = zip(*intervals, strict=True)
+        ci95 = [float(min(lows)), float(max(highs))]
+    return {"mean": mean, "sd": sd, "ci95": ci95}
 
 
 def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "seed pair") -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""The saved records and figures of an evaluation, from which other figures follow in seconds and without a model.
-
-sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.7)
-body = measure(sets["population"], sets.get("null"), sets.get("swapped"), Settings(threshold=0.7), objects_at)
-"""
+"""The saved records and figures of an evaluation, from which other figures follow in seconds and without a model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,9 +9,8 @@ from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt, gap_blocks
+from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt
 from dejavu_lit.measure.records import Records, read_records
-from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object
 
@@ -68,25 +63,6 @@ def read_evaluation(
     joined = objects_at(threshold)
     records = {name: read_records(path, joined[BLOCK_SETS[name]], joined["P"]) for name, path in paths.items()}
     return records, objects_at
-
-
-def gaps_by_objects(
-    folder: Path | str,
-    artifacts: Mapping[str, Path],
-    settings: Settings,
-    public: str = "P",
-    public_keys: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The gaps under further object artifacts {name: folder}, from the same neighbors: {name: {counts, the five blocks}}.
-
-    The other arguments are as for ``read_evaluation``. Raises UserError for an artifact that has no row for an image, mixes
-    annotators, or only has scores above ``settings.threshold``.
-    """
-    gaps = {}
-    for name, artifact in artifacts.items():
-        sets, _ = read_evaluation(folder, artifact, settings.threshold, public, public_keys)
-        gaps[name] = gap_blocks(sets, settings, f"in the artifact {name}")
-    return gaps
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

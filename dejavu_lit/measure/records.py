@@ -10,7 +10,7 @@ objects stay, with null precision and recall. String lists are dictionary-encode
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,6 @@ class Records:
         both = (self.target, self.reference)
         target, reference = (score(neighbors, self.public, self.truth, ks, top_m) for neighbors in both)
         return target, reference
-
-    def with_objects(self, truth: Objects, public: Objects) -> "Records":
-        """The same records, joined by key to other objects, e.g. at another threshold.
-
-        Raises UserError if these have no row for a record or a public image.
-        """
-        return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 
 def write_records(path: Path | str, records: Records, k: int, top_m: int | None = None) -> None:
@@ -209,7 +202,8 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
                 captions += group["caption"].to_pylist()
                 for side in SIDES if group.num_rows else ():
                     parts[side].append(_neighbors(group, side, order, path))
-        target, reference = (_concatenate(parts.pop(side)) for side in SIDES)
+        none = Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
+        target, reference = (Neighbors.joined(parts.pop(side) or [none]) for side in SIDES)
     columns = _read_columns(_columns_path(path), keys)
     return Records(tuple(captions), truth.take(keys), public, target, reference, columns)
 
@@ -253,12 +247,6 @@ def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neig
     if not np.isfinite(values).all():
         raise ValueError("its distances are not all numbers")
     return Neighbors(rows.reshape(shape), values)
-
-
-def _concatenate(parts: list[Neighbors]) -> Neighbors:
-    if not parts:
-        return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
-    return Neighbors(np.concatenate([p.rows for p in parts]), np.concatenate([p.distances for p in parts]))
 
 
 def _columns_path(path: Path) -> Path:

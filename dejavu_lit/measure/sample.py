@@ -56,24 +56,19 @@ def sample_gaps(
 
     Args: as for ``rank``, where n ≥ 1 records have objects, and ``sizes``.
     """
-    return {by: _rows(target, reference, rank(target, reference, distance, k, by), k, tops) for by in RANKINGS}
-
-
-def _rows(
-    target: Scores, reference: Scores, order: np.ndarray, k: int, tops: Sequence[int | float]
-) -> list[dict[str, float]]:
-    models = {
-        name: (s.precision(k)[order], s.recall(k)[order]) for name, s in (("target", target), ("reference", reference))
-    }
-    rows: list[dict[str, float]] = []
-    for top, fraction in sizes(tops, len(order)):
-        row: dict[str, float] = {"top": top, "fraction": fraction}
-        for name, (precision, recall) in models.items():
-            p, r = fsum(precision[:top]) / top, fsum(recall[:top]) / top
-            row |= {f"{name}_precision": p, f"{name}_recall": r, f"{name}_f1": 2 * p * r / (p + r) if p + r else 0.0}
-        row |= {f"{m}_gap": row[f"target_{m}"] - row[f"reference_{m}"] for m in ("precision", "recall", "f1")}
-        rows.append(row)
-    return rows
+    models = {name: (s.precision(k), s.recall(k)) for name, s in (("target", target), ("reference", reference))}
+    gaps: dict[str, list[dict[str, float]]] = {}
+    for by in RANKINGS:
+        order, gaps[by] = rank(target, reference, distance, k, by), []
+        for top, fraction in sizes(tops, len(order)):
+            row: dict[str, float] = {"top": top, "fraction": fraction}
+            for name, rates in models.items():
+                p, r = (fsum(rate[order[:top]]) / top for rate in rates)
+                f1 = 2 * p * r / (p + r) if p + r else 0.0
+                row |= {f"{name}_precision": p, f"{name}_recall": r, f"{name}_f1": f1}
+            row |= {f"{m}_gap": row[f"target_{m}"] - row[f"reference_{m}"] for m in ("precision", "recall", "f1")}
+            gaps[by].append(row)
+    return gaps
 
 
 def sample_curves(target: Scores, reference: Scores, distance: np.ndarray, k: int) -> dict[str, dict[str, list[float]]]:

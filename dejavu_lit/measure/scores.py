@@ -44,6 +44,11 @@ class Neighbors:
         if not np.isfinite([self.distances.min(initial=0), self.distances.max(initial=0)]).all():
             raise UserError("neighbors have a distance that is not a finite number; check the embeddings for NaN")
 
+    @classmethod
+    def joined(cls, parts: Sequence["Neighbors"]) -> "Neighbors":
+        """The neighbors of several blocks of records, at least one, in their order."""
+        return cls(np.concatenate([part.rows for part in parts]), np.concatenate([part.distances for part in parts]))
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -101,4 +101,4 @@ def _over_halves(figures: Sequence[dict[str, Any] | None]) -> dict[str, Any] | N
     if len(values) < len(figures):
         return None
     means = np.reshape(values, (-1, 2)).mean(axis=1).tolist()
-    return {"values": means, **pool_seeds(means)._asdict()}
+    return {"values": means, **pool_seeds(means)}

@@ -23,7 +23,7 @@ from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.measure.roc import NORMAL_95
 from dejavu_lit.measure.settings import BUILT_IN_COLUMNS
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import check_choice
 from dejavu_lit.utils.words import split_words
 
 CAPTION_WORD_BINS = (5, 10, 15, 20, 30, 50)  # upper edges, finer for short captions
@@ -105,10 +105,7 @@ def by_subgroup(
     known = [*BUILT_IN_COLUMNS, *in_all]
     names = [name if name in known else META + name for name in columns]
     for column, name in zip(columns, names, strict=True):
-        if name not in known:
-            raise UserError(
-                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
-            )
+        check_choice("subgroups", name if name in known else column, known)
     return {name: _column(name, sets, smallest) for name in names}
 
 

@@ -162,8 +162,7 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
 def _figure_files(kind: str, contents: Mapping[str, Any]) -> Iterator[list[Path]]:
     """The figures as PNG files, in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        with draw_figures(kind, contents, Path(temporary), ("png",)) as finished:
-            finished()
+        draw_figures(kind, contents, Path(temporary), ("png",))
         yield sorted(Path(temporary).glob("*.png"))
 
 
@@ -207,14 +206,13 @@ def _wandb_run(
 @contextmanager
 def _data_folder(folder: Path) -> Iterator[None]:
     """Let wandb keep the images that wait for the upload in ``folder`` instead of the home folder, unless the user chose one."""
-    if DATA_DIR in os.environ:
-        yield
-        return
-    os.environ[DATA_DIR] = str(folder.resolve())
+    is_chosen = DATA_DIR in os.environ
+    os.environ.setdefault(DATA_DIR, str(folder.resolve()))
     try:
         yield
     finally:
-        del os.environ[DATA_DIR]
+        if not is_chosen:
+            del os.environ[DATA_DIR]
 
 
 def _remove_runs(out: Path, id: str) -> None:

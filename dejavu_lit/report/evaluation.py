@@ -167,11 +167,10 @@ def write_pages(
     for place, evaluation in evaluations.items():
         page, before = folder / place, earlier / place / "figures" if earlier else None
         drawn = evaluation.figure_data(options.redact)
-        with draw_figures("evaluation", drawn, page / "figures", options.formats, before) as finished:
-            rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
-            images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
-            write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
-            figures = finished()
+        figures = draw_figures("evaluation", drawn, page / "figures", options.formats, before)
+        rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
+        images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
+        write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
         halves = any(row["memorization"] for row in rows)
         pairs = {"shown": len(rows), "total": len(ranks[place].keys), "counterfactual": halves}
         hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
@@ -198,14 +197,10 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     near_thumbnails = write_thumbnails(public, near, NEIGHBOR_SIZE, folder, earlier) if public else {}
     if (objects := evaluation.objects_folder()) is None:
         return CardImages(thumbnails, near_thumbnails)
-    own_sets = POOL if isinstance(own, DealtSet) else ("A",)
-    threshold = evaluation.metrics["settings"]["threshold"]
-    return CardImages(
-        thumbnails,
-        near_thumbnails,
-        read_image_objects([objects / name for name in own_sets], keys, threshold),
-        read_image_objects([objects / evaluation.public_name()], near, threshold),
-    )
+    own_sets, threshold = POOL if isinstance(own, DealtSet) else ("A",), evaluation.metrics["settings"]["threshold"]
+    own_objects = read_image_objects([objects / name for name in own_sets], keys, threshold)
+    near_objects = read_image_objects([objects / evaluation.public_name()], near, threshold)
+    return CardImages(thumbnails, near_thumbnails, own_objects, near_objects)
 
 
 def scores_of_pairs(records: Path) -> list[dict[str, float]]:

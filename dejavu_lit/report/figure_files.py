@@ -10,8 +10,8 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import is_plain_file, link_or_copy, read_json_object, write_csv, write_json
-from dejavu_lit.utils.parallel import in_background, thread_count
+from dejavu_lit.utils.parallel import map_unordered, thread_count
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -55,23 +55,20 @@ class FigureInfo:
     digest: str
 
 
-@contextmanager
 def draw_figures(
     kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str] = ("svg",), earlier: Path | None = None
-) -> Iterator[Callable[[], list[FigureInfo]]]:
-    """Begin to draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
+) -> list[FigureInfo]:
+    """Draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
 
-    Other processes draw; the value waits for them and returns the figures, [] if matplotlib is not installed.
+    Returns [] if matplotlib is not installed.
     """
     try:
         from dejavu_lit.report.figures import missing_characters
+        from dejavu_lit.report.plots import evaluation_plots
+        from dejavu_lit.report.study_plots import study_plots
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
-        yield list
-        return
-    from dejavu_lit.report.plots import evaluation_plots
-    from dejavu_lit.report.study_plots import study_plots
-
+        return []
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
     labels = json.dumps([plot.rows for plot in plots], default=str, ensure_ascii=False)
     if missing := missing_characters(labels):
@@ -89,15 +86,11 @@ def draw_figures(
                 link_or_copy(earlier / name, folder / name)
             shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
-    with in_background(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
-
-        def finish() -> list[FigureInfo]:
-            shown.update((info.name, info) for info in progress(drawn, "figures", len(new), "figure"))
-            if shown:
-                write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
-            return [shown[plot.name] for plot in plots]
-
-        yield finish
+    drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
+    shown |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
+    if shown:
+        write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
+    return [shown[plot.name] for plot in plots]
 
 
 def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:

@@ -128,18 +128,18 @@ def text_width(text: str, bold: bool = False) -> float:
 
 def panels(
     columns: int, rows: int = 1, height: float = 1.5, left: float = 0.5, titles: int = 2, legend: Sequence[str] = (),
-    below: float = 0.0, count: int | None = None, x_labels: bool = True, **options: Any,
+    below: float = 0.0, count: int | None = None, x_label: str = "", y_label: str = "", **options: Any,
 ) -> tuple[Figure, Any]:  # fmt: skip
     """A figure of panels with a light grid: (figure, array of Axes [rows, columns], or [count]); for phones they are stacked.
 
     Args:
         height: of one panel, in inches.
-        left: the margin for tick labels, in inches; an axis label needs 0.2 more.
+        left: the margin for tick labels, in inches; ``y_label`` or a panel's own needs 0.2 more.
         titles: lines of the panels' titles.
         legend: the labels of the legend above the panels.
         below: free space below the panels, in inches.
         count: how many panels there are, if the last ones of the grid are not needed.
-        x_labels: whether each panel has a label below, not only ``x_label_below``.
+        x_label, y_label: of all panels; without ``x_label`` there is space for one below each.
     """
     shape = (rows, columns) if count is None else (count,)
     if is_narrow():
@@ -147,7 +147,7 @@ def panels(
         options = {name: value for name, value in options.items() if name != "sharex"}  # each is read alone
     top = LINE * titles + 0.1 + (0.19 * -(-len(legend) // _legend_columns(legend)) + 0.05 if legend else 0)
     bottom = (3 if is_narrow() else 2) * LINE + 0.14  # where a label may have two lines
-    between = 0.15 if options.get("sharex") else (bottom if x_labels else LINE + 0.14) + LINE * titles
+    between = 0.15 if options.get("sharex") else (LINE + 0.14 if x_label else bottom) + LINE * titles
     gap = 0.12 if options.get("sharey") else 0.48
     total = top + rows * height + (rows - 1) * between + bottom + below
     whole = _width()
@@ -161,6 +161,10 @@ def panels(
     for axis in axes[:count]:
         axis.grid(True, linewidth=0.6)
         axis.tick_params(length=0)
+    if x_label:
+        figure.supxlabel(wrapped(x_label), fontsize=SIZE, y=0.06 / total, va="bottom")
+    if y_label:
+        figure.supylabel(y_label, fontsize=SIZE, x=0.04 / whole, ha="left")
     return figure, axes[:count].reshape(shape)
 
 
@@ -173,10 +177,10 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return 1
 
 
-def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
+def legend_above(figure: Figure) -> None:
     """Draw one legend for all panels above them, in the space that ``panels(legend=…)`` left."""
     handles: dict[str, Any] = {}
-    for axis in axes:
+    for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
     labels = list(handles)
@@ -202,7 +206,7 @@ def forest(
     lines = max(title.count("\n") for title in columns) + 1
     inside = height * len(labels) + 0.1
     figure, axes = panels(
-        len(columns), height=inside, left=left, titles=lines, legend=legend, x_labels=False, sharey=True
+        len(columns), height=inside, left=left, titles=lines, legend=legend, x_label=x_label, sharey=True
     )
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title)
@@ -215,22 +219,12 @@ def forest(
         for number in headings:
             axis.get_yticklabels()[number].set_fontweight("bold")
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
-    x_label_below(figure, x_label)
     return figure, list(axes[0])
-
-
-def x_label_below(figure: Figure, label: str) -> None:
-    figure.supxlabel(wrapped(label), fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
 
 
 def wrapped(label: str) -> str:
     """A label below a panel, in two lines if it is wider than the figure."""
     return fill(label, 2 * len(label) // 3) if text_width(label) > _width() - 0.9 and is_narrow() else label
-
-
-def y_label_beside(figure: Figure, label: str) -> None:
-    """One label for the y axes of all panels; the left margin of ``panels`` needs 0.2 more for it."""
-    figure.supylabel(label, fontsize=SIZE, x=0.04 / figure.get_figwidth(), ha="left")
 
 
 def few_ticks(axis: Any, bins: int = 2) -> None:

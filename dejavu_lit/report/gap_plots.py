@@ -154,7 +154,7 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
     """The three gaps over the column ``x``, one line per block."""
     blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
     legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
-    figure, axes = figures.panels(3, height=1.5, left=0.7, legend=legend, x_labels=False, sharey=True)
+    figure, axes = figures.panels(3, left=0.7, legend=legend, x_label=label, y_label=GAP_UNIT, sharey=True)
     measured = {row[x] for row in rows}
     span = max(measured) - min(measured)
     ticks = figures.spaced_ticks(measured, lambda low, high: high - low >= 0.24 * span)
@@ -170,8 +170,6 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
             )  # fmt: skip
         axis.set_title(GAP_TITLES[name])
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    figures.x_label_below(figure, label)
-    figures.y_label_beside(figure, GAP_UNIT)
     if legend:
-        figures.legend_above(figure, axes.flat)
+        figures.legend_above(figure)
     return figure

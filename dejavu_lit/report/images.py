@@ -1,8 +1,4 @@
-"""Images of the cards: thumbnails, and their objects with boxes.
-
-write_thumbnails(ShardSet.open("OUT/A"), keys, 240, Path("report/thumbs"))["key"]  -> Thumbnail("ab/cdef….webp", 640, 480)
-read_image_objects([Path("OUT/objects/NAME/A")], keys, 0.5)["key"]  -> ImageObjects(["dog"], [("dog", [12, 30, 200, 150]), …])
-"""
+"""Images of the cards: thumbnails, and their objects with boxes."""
 
 import io
 import logging
@@ -34,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Thumbnail(NamedTuple):
-    """A thumbnail's name below its folder, and the size of the image in pixels; 0 × 0 if EXIF rotates it."""
+    """A thumbnail's name below its folder, as ``ab/cdef….webp``, and the image's size in pixels; 0 × 0 if EXIF rotates it."""
 
     name: str
     width: int
@@ -98,13 +94,9 @@ def write_thumbnails(
             path.write_bytes(small)
         return key, thumbnail
 
-    made = progress(
-        map_ahead(make, _places(shards, missing), min(thread_count(), THREADS)),
-        f"thumbnails of {shards.folder.name}",
-        len(missing),
-        "image",
-    )
-    listed |= dict(entry for entry in made if entry is not None)
+    made = map_ahead(make, _places(shards, missing), min(thread_count(), THREADS))
+    shown = progress(made, f"thumbnails of {shards.folder.name}", len(missing), "image")
+    listed |= dict(entry for entry in shown if entry is not None)
     thumbnails = {key: listed[key] for key in requested & listed.keys()}
     if unshown := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)

@@ -4,7 +4,6 @@ No sentence is stronger than the interval behind it: the verdict is that of ``me
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import FEW_RECORDS, differences_sentence, excludes_zero, few_records_sentence
@@ -16,21 +15,12 @@ from dejavu_lit.study.ranking import headline_ranking, pooled_setting, share_rem
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
-Result = tuple[CheckState, str]  # of a check, with its sentence
+Result = tuple[CheckState, str]  # of a check, with its sentence; caution: not passed, which the verdict does not count
 VERDICTS: dict[State, str] = {
     "yes": "Memorization was found",
     "no": "Memorization was not shown",
     "unknown": "No verdict is possible",
 }
-
-
-@dataclass(frozen=True)
-class ControlCheck:
-    """Whether a control passes (``caution``: not, which the verdict does not count), its name, a sentence with its numbers."""
-
-    state: CheckState
-    name: str
-    sentence: str
 
 
 def interval(ci: Any, digits: int = 3) -> str:
@@ -91,11 +81,11 @@ def searched(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['counts']['public']:,} public {modality}"
 
 
-def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
-    """The conditions under which a gap is credible, each with its numbers, and null beside symmetric."""
+def control_checks(metrics: Mapping[str, Any]) -> dict[str, Result]:
+    """{control: whether it passes, with its numbers}: the conditions of a credible gap, and null beside symmetric."""
     ppg = {block: (metrics.get(block) or {}).get("ppg") for block in BLOCKS}
     reasons = metrics.get("reasons", {})
-    checks = {
+    checks: dict[str, Result] = {
         "Symmetric gap above 0": _above_zero("symmetric", ppg["symmetric"], reasons),
         "Both directions have the same sign": _same_sign(ppg["population"], ppg["swapped"]),
         "Corrected gap above 0": _above_zero("corrected", ppg["corrected"], reasons),
@@ -113,7 +103,7 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
         )
     if few := few_records_sentence(metrics["counts"]):
         checks["Enough records"] = ("caution", few)
-    return [ControlCheck(state, name, sentence) for name, (state, sentence) in checks.items()]
+    return checks
 
 
 def cautions(metrics: Mapping[str, Any]) -> list[str]:

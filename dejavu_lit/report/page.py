@@ -25,7 +25,6 @@ SECTIONS = {  # id and template: heading
     "provenance": "Provenance",
 }
 SIGNS = {"yes": ("✓", "passes"), "no": ("✗", "fails"), "caution": ("!", "caution"), "unknown": ("?", "unknown")}
-SCRIPTS = ("report.js", "cards.js")
 MEMBERSHIP_FIGURES = ("roc", "clipmem")  # shown in the section on membership
 BAR_LEFT, BAR_WIDTH = 12, 296  # of the interval bars, in units of their drawing
 Metrics = Mapping[str, Any]
@@ -72,9 +71,7 @@ def evaluation_page(
         del sections["membership"]
     template = templates().get_template("evaluation.html.j2")
     return template.render(
-        title="Déjà vu memorization report",
         sections=sections,
-        scripts=SCRIPTS,
         root=root,
         source=source,
         metrics=metrics,

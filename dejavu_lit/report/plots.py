@@ -60,7 +60,7 @@ def _draw_recall(rows: Rows, aucg: str) -> Figure:
     x_label = "recall x (share of the image's objects that were found)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="share of records with recall ≥ x")
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
-    figures.legend_above(figure, [axis])
+    figures.legend_above(figure)
     return figure
 
 
@@ -105,8 +105,10 @@ def _sample_text(label: str, curve: Metrics, records: int) -> str:
 
 def _draw_sample(rows: Rows) -> Figure:
     labels = list(dict.fromkeys(row["line"] for row in rows))
-    options = {"x_labels": False, "sharex": True, "sharey": True}
-    figure, axes = figures.panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, **options)
+    figure, axes = figures.panels(
+        3, 3, height=0.95, left=0.88, titles=1, legend=labels, x_label="L most memorized records", y_label=GAP_UNIT,
+        sharex=True, sharey=True,
+    )  # fmt: skip
     for axis_row, (ranking, ranked_by) in zip(axes, RANKING_LABELS.items(), strict=True):
         for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
             figures.zero_line(axis)
@@ -121,9 +123,7 @@ def _draw_sample(rows: Rows) -> Figure:
             if axis is axis_row[0] or figures.is_narrow():
                 axis.set_ylabel(ranked_by)
     figures.few_ticks(axes[0, 0].yaxis, 3)  # shared by all
-    figures.x_label_below(figure, "L most memorized records")
-    figures.y_label_beside(figure, GAP_UNIT)
-    figures.legend_above(figure, axes.flat)
+    figures.legend_above(figure)
     return figure
 
 
@@ -143,8 +143,11 @@ def epochs(metrics: Metrics) -> figures.Plot | None:
 
 def _draw_epochs(rows: Rows) -> Figure:
     names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
-    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")
-    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels[: len(names)], count=len(names))
+    labels = [BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set"]
+    labels = labels[: len(names)]
+    figure, axes = figures.panels(
+        2, 2, height=1.2, left=0.75, titles=1, legend=labels, count=len(names), y_label=GAP_UNIT
+    )
     x = [row["epoch"] for row in rows]
     for axis, name in zip(axes, names, strict=True):
         values = [row[name] for row in rows]
@@ -162,8 +165,7 @@ def _draw_epochs(rows: Rows) -> Figure:
         axis.set_xlabel("epochs of training")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figures.few_ticks(axis.yaxis, 4)
-    figures.y_label_beside(figure, GAP_UNIT)
-    figures.legend_above(figure, axes.flat)
+    figures.legend_above(figure)
     return figure
 
 
@@ -198,7 +200,7 @@ def _draw_roc(rows: Rows) -> Figure:
     figures.log_ticks(axis.yaxis)
     x_label = "false positive rate (share of H taken for members)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="true positive rate (share of A)")
-    figures.legend_above(figure, [axis])
+    figures.legend_above(figure)
     return figure
 
 
@@ -229,5 +231,5 @@ def _draw_clipmem(pairs: Rows) -> Figure:
     figures.few_ticks(axis.yaxis, 5)
     x_label = "gap in hits, target − reference (objects)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="CLIPMem (difference of cosines)")
-    figures.legend_above(figure, [axis])
+    figures.legend_above(figure)
     return figure

@@ -1,8 +1,5 @@
 """Write the report of an evaluation or a study: a self-contained folder, made from artifacts alone, complete or absent.
 
-    write_report("outputs/eval")                      -> outputs/eval/report/index.html
-    write_report("outputs/study", redact=True)        -> without captions, images and objects
-
 The folder is built under a temporary name and then renamed.
 """
 
@@ -67,8 +64,8 @@ def write_report(
         out: the report's folder; report/ below ``path`` by default.
         data: the prepared data folder, if it was moved since the evaluation.
 
-    Raises:
-        UserError: ``path`` has no artifacts of a known schema, or ``out`` is a file, holds other files or the current folder.
+    Raises UserError if ``path`` has no artifacts of a known schema, or ``out`` is a file, has other files, or is the current
+    folder.
     """
     path, data = Path(path), Path(data) if data else None
     target = Path(out) if out else path / "report"

@@ -1,10 +1,4 @@
-"""The numbers of metrics.json and study.json under the stable names that every dashboard and ``scalars.csv`` uses.
-
-    symmetric/ppg, symmetric/ppg_low, symmetric/ppg_high (95 %), symmetric/ppg_mean, symmetric/ppg_std (100 draws of 10 %)
-    by_k/5/symmetric/ppg …          sample/distance/top_100/recall_gap …        planted/20/prg …
-    by_objects/owlv2/symmetric/ppg …                                            base/corrected/ppg …
-    membership/cosine/auc, membership/cosine/auc_low …, membership/cosine/tpr_0.01 …, membership/epsilon
-    utility/target/zeroshot_top1 …  exposure/target_mean …                      counts/records …        found
+"""The numbers of metrics.json and study.json under the stable names of docs/wandb.md, on every dashboard and in ``scalars.csv``.
 
 A number that was not measured is missing; ``found`` is 1 or 0, and missing without a verdict.
 """

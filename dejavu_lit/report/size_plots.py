@@ -42,7 +42,9 @@ def _draw_sizes(
     every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
 ) -> Figure:
     legend = [figures.shorten(setting, 40) for setting in settings]
-    figure, axes = figures.panels(2, 2 * len(x_labels), height=1.15, left=0.7, titles=1, legend=legend)
+    figure, axes = figures.panels(
+        2, 2 * len(x_labels), height=1.15, left=0.7, titles=1, legend=legend, y_label=GAP_UNIT
+    )
     for number, (x, label) in enumerate(x_labels.items()):
         block = axes[2 * number : 2 * number + 2].flat
         for axis, (name, title) in zip(block, titles.items(), strict=False):
@@ -56,8 +58,7 @@ def _draw_sizes(
                 figures.few_ticks(axis.yaxis, 4)
         for axis in block[len(titles) :]:
             axis.remove()
-    figures.y_label_beside(figure, GAP_UNIT)
-    figures.legend_above(figure, axes.flat)
+    figures.legend_above(figure)
     return figure
 
 
@@ -139,9 +140,11 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["measure"] for row in rows))
     legend = [figures.shorten(setting, 40) for setting in settings]
+    y_label = f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT
     figure, axes = figures.panels(
-        2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend, count=len(names), x_labels=False
-    )
+        2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend, count=len(names),
+        x_label="T/N: times each pair was seen", y_label=y_label,
+    )  # fmt: skip
     for axis, name in zip(axes, names, strict=True):
         slopes = []
         for number, setting in enumerate(settings):
@@ -162,9 +165,7 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figures.log_ticks(axis.yaxis)
         for number, (label, color) in enumerate(slopes):
             axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
-    figures.x_label_below(figure, "T/N: times each pair was seen")
-    figures.y_label_beside(figure, f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT)
-    figures.legend_above(figure, axes.flat)
+    figures.legend_above(figure)
     return figure
 
 

@@ -26,7 +26,6 @@ from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.io import file_sha256
 
-SCRIPTS = ("report.js", "cards.js", "study.js")
 SECTIONS = {  # id and template: heading
     "settings": "The settings",
     "figures": "Figures",
@@ -67,8 +66,7 @@ def write_study_report(folder: Path, path: Path, options: ReportOptions, data: P
     places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
     write_pages(folder, places, options, of_pages)
     earlier = options.earlier / "figures" if options.earlier else None
-    with draw_figures("study", study, folder / "figures", options.formats, earlier) as finished:
-        figures = finished()
+    figures = draw_figures("study", study, folder / "figures", options.formats, earlier)
     (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")
     (folder / "modelcard.tex").write_text(study_latex(study), encoding="utf-8")
     hashes = {"study.json": file_sha256(path / "study.json")}
@@ -111,16 +109,14 @@ def study_page(
     needed = {"compare": len(comparable) > 1, "figures": others or not figures}
     template = templates().get_template("study.html.j2")
     return template.render(
-        title="Memorization against utility",
         sections={name: text for name, text in SECTIONS.items() if needed.get(name, True)},
-        scripts=SCRIPTS,
         root="",
         source=source,
         sentence=sentence if study.get("recommended") else narrative.capitalized(sentence),
         study=study,
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
-        example=_example(study, first, comparable),
+        example=first and _example(study, first, comparable[first]),
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
         comparable=list(comparable),
@@ -129,10 +125,7 @@ def study_page(
     )
 
 
-def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> dict[str, str] | None:
-    if label is None:
-        return None
-    row = comparable[label]
+def _example(study: Row, label: str, row: Row) -> dict[str, str]:
     pooled = ranking.pooled_setting(study.get("pooled", []), row["name"], row["train_size"])
     what = "What the target remembers" if pooled and pooled["found"]["found"] else "The largest gaps"
     return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}

@@ -4,8 +4,9 @@ Large marks show the mean over the seeds of one setting and size, small ones eac
 than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from dejavu_lit.measure.figures import MEMBERSHIP, UTILITY, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
-from dejavu_lit.report.study_points import Point, at_largest_size, flat, is_default, knob_label, points, sort_key
+from dejavu_lit.report.study_points import Point, at_largest_size, flat, knob_label, points, sort_key
 from dejavu_lit.study.ranking import utility_measure
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
@@ -52,7 +53,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
 def _compared(study: Mapping[str, Any]) -> list[Point] | None:
     """The largest group of comparable points, the default first; None if nothing is compared with it."""
     group = max(at_largest_size(points(study)), key=len)
-    return group if len(group) > 1 and is_default(study, group[0]) else None
+    return group if len(group) > 1 and group[0]["default"] else None
 
 
 def _knob_groups(default: Point, others: Sequence[Point]) -> Groups:
@@ -136,7 +137,7 @@ def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
         bars = {row + above: point[name] for row, point in enumerate(group)}
         figures.interval_bars(axes[1], bars, label=MEMBERSHIP[name].label, **style)
     figures.few_ticks(axes[1].xaxis, 3)
-    figures.legend_above(figure, axes[1:])
+    figures.legend_above(figure)
     return figure
 
 
@@ -146,37 +147,35 @@ def frontier(study: Mapping[str, Any]) -> figures.Plot | None:
     groups = [group for group in with_utility if len(group) > 1]
     if not groups:
         return None
-    recommended = [_recommended(study, group) for group in groups]
     rows = [
-        flat(p, ("utility", "ppg", "aucg"))
-        | {"frontier": p["setting"] in study["frontier"], "recommended": p["setting"] == best}
-        for group, best in zip(groups, recommended, strict=True)
+        flat(p, ("utility", "ppg", "aucg")) | {name: p[name] for name in ("frontier", "recommended")}
+        for group in groups
         for p in group
     ]
     on_frontier = [row["setting"] for row in rows if row["frontier"]]
     chosen = [row["setting"] for row in rows if row["recommended"]]
     text = f"On the frontier: {', '.join(on_frontier)}. " if on_frontier else ""
     text += f"Recommended: {', '.join(chosen)}." if chosen else "No setting qualifies."
-    text += f" Utility: {_utility(study)}. Lower right is better."
-    draw = partial(_draw_frontier, study, groups, recommended)
+    utility = UTILITY[str(utility_measure(study["settings"]))].label
+    text += f" Utility: {utility}. Lower right is better."
+    draw = partial(_draw_frontier, groups, utility)
     return figures.Plot("frontier", "Memorization against utility", text, rows, draw)
 
 
-def _draw_frontier(
-    study: Mapping[str, Any], groups: Sequence[list[Point]], recommended: Sequence[str | None]
-) -> Figure:
+def _draw_frontier(groups: Sequence[list[Point]], utility: str) -> Figure:
     """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
-    legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
-    defaults = {p["setting"] for group in groups for p in group if is_default(study, p)}
+    legend = ["frontier", "default"]
+    if any(p["recommended"] for group in groups for p in group):
+        legend.append("recommended")
     columns = 1 if len(names) <= LISTED or figures.is_narrow() else 2
     lines = -(-len(names) // columns)
     titles, below = int(len(groups) > 1), figures.LINE * (lines + 0.8)
     figure, axes = figures.panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
     first = 1
-    for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
-        _draw_points(axis, group, study["frontier"], defaults, best)
-        axis.set_xlabel(figures.wrapped(f"utility of the target: {_utility(study)}"))
+    for axis, group in zip(axes[:, 0], groups, strict=True):
+        _draw_points(axis, group)
+        axis.set_xlabel(figures.wrapped(f"utility of the target: {utility}"))
         axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
         if len(groups) > 1:
             kinds = (group[0]["series"], group[0]["public"])
@@ -184,7 +183,7 @@ def _draw_frontier(
         percent_axis(axis.xaxis, 4)
         _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
-    figures.legend_above(figure, axes[:, 0])
+    figures.legend_above(figure)
     width = 0.94 * figure.get_figwidth() / columns
     keys = [figures.fitted(f"{number}  {name}", width) for number, name in enumerate(names, 1)]
     for column in range(columns):
@@ -209,49 +208,26 @@ def _write_numbers(axis: Axes, numbered: Mapping[int, tuple[float, float]]) -> N
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers as text: "1, 7–9"."""
-    runs = [[number, number] for number in numbers[:1]]
-    for number in numbers[1:]:
-        if number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
-def _draw_points(
-    axis: Axes,
-    group: Sequence[Point],
-    on_frontier: Sequence[str],
-    defaults: Set[str],
-    recommended: str | None,
-) -> None:
-    best = sorted((p for p in group if p["setting"] in on_frontier), key=lambda p: p["utility"]["value"])
+def _draw_points(axis: Axes, group: Sequence[Point]) -> None:
+    best = sorted((p for p in group if p["frontier"]), key=lambda p: p["utility"]["value"])
     x, y = ([p["utility"]["value"] for p in best], [p["ppg"]["value"] for p in best])
     axis.plot(x, y, color=figures.GOOD, linestyle="--", zorder=2, label="frontier")
     for point in group:
-        utility, ppg, is_star = point["utility"]["value"], point["ppg"], point["setting"] in defaults
+        utility, ppg, is_star = point["utility"]["value"], point["ppg"], point["default"]
         axis.errorbar(
             [utility], [ppg["value"]], yerr=figures.error_arms([ppg]), fmt="*" if is_star else "o",
-            color=figures.INK if is_star else figures.TARGET if point in best else figures.MUTED,
+            color=figures.INK if is_star else figures.TARGET if point["frontier"] else figures.MUTED,
             markersize=11 if is_star else 6, zorder=4 if is_star else 3,
             label="default" if is_star else "_setting",
         )  # fmt: skip
-        if point["setting"] == recommended:
+        if point["recommended"]:
             axis.plot(
                 [utility], [ppg["value"]], linestyle="", marker="o", markersize=15, markerfacecolor="none",
                 markeredgecolor=figures.REFERENCE, markeredgewidth=2, label="recommended",
             )  # fmt: skip
     axis.margins(x=0.2, y=0.15)
     figures.zero_line(axis)
-
-
-def _recommended(study: Mapping[str, Any], group: Sequence[Point]) -> str | None:
-    """The recommended setting among comparable points."""
-    names = {point["setting"] for point in group}
-    size = group[0]["train_size"]
-    choices = (r["recommended"] for r in study["ranking"] if r["default"] in names and r["train_size"] == size)
-    return next((choice["name"] for choice in choices if choice), None)
-
-
-def _utility(study: Mapping[str, Any]) -> str:
-    return UTILITY[str(utility_measure(study["settings"]))].label

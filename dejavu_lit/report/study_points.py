@@ -16,15 +16,25 @@ Point = dict[str, Any]
 def points(study: Mapping[str, Any]) -> list[Point]:
     """One point per (setting, size).
 
-    A point has setting, train_size, seeds, knobs, block, overrides, series, public, group, exposure, and for utility, each
-    gap, and the AUC of each membership score that all its rows have {value, low, high, values}. The gaps are symmetric if
-    every row has both directions, else the target's alone. low and high are the t interval over 3 or more seeds, the range
-    of the values of two seeds, or the interval of one seed's records.
+    A point has setting, train_size, seeds, knobs, block, overrides, series, public, group, exposure, whether it is a default,
+    on the frontier and recommended, and for utility, each gap, and the AUC of each membership score that all its rows have
+    {value, low, high, values}. The gaps are symmetric if every row has both directions, else the target's alone. low and high
+    are the t interval over 3 or more seeds, the range of the values of two seeds, or the interval of one seed's records.
     """
-    rows = study["settings"]
+    rows, ranking = study["settings"], study.get("ranking") or []
     measure = utility_measure(rows)
     block = "symmetric" if all(row.get("symmetric") for row in rows) else "population"
-    return [_point(group, block, measure) for group in by_setting(rows).values()]
+    defaults = {entry["default"] for entry in ranking}
+    best = {(e["recommended"]["name"], e["train_size"]) for e in ranking if e["recommended"]}
+    return [
+        _point(group, block, measure)
+        | {
+            "default": name in defaults,
+            "frontier": name in study.get("frontier", ()),
+            "recommended": (name, size) in best,
+        }
+        for (name, size), group in by_setting(rows).items()
+    ]
 
 
 def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
@@ -59,9 +69,9 @@ def _exposure(group: Sequence[Row]) -> float | None:
 def _pool(figures: Sequence[Row]) -> dict[str, Any]:
     """One figure over its seeds: the mean, and the interval that ``points`` describes."""
     values = [figure["value"] for figure in figures]
-    mean, _, ci95 = pool_seeds(values, [f["ci95"] for f in figures if f["ci95"]] if len(values) == 1 else ())
-    low, high = ci95 or (min(values), max(values))
-    pooled = {"value": mean, "low": low, "high": high, "values": values}
+    over_seeds = pool_seeds(values, [f["ci95"] for f in figures if f["ci95"]] if len(values) == 1 else ())
+    low, high = over_seeds["ci95"] or (min(values), max(values))
+    pooled = {"value": over_seeds["mean"], "low": low, "high": high, "values": values}
     if all("std" in figure for figure in figures):
         pooled["std"] = float(np.mean([figure["std"] for figure in figures]))
     return pooled
@@ -103,11 +113,6 @@ def flat(point: Point, measures: Sequence[str] = ("utility", *FIGURES)) -> dict[
         if m in point:
             row |= {f"{m}_{part}": point[m][part] for part in ("value", "low", "high", "std") if part in point[m]}
     return row
-
-
-def is_default(study: Mapping[str, Any], point: Point) -> bool:
-    """Whether the other settings are compared with this one."""
-    return any(entry["default"] == point["setting"] for entry in study["ranking"])
 
 
 def at_largest_size(points: Sequence[Point]) -> list[list[Point]]:

@@ -104,13 +104,11 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         basis = headline(result)
         gaps = _gaps_text(result[basis]) if result[basis] else result["reason"]
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
-    terminal.say(metrics["found"]["words"])
-    if few := few_records_sentence(metrics["counts"]):
-        terminal.say(few)
-    if words := (metrics.get("blind") or {}).get("words"):
-        terminal.say(words)
-    if metrics.get("training_differences"):
-        terminal.say(differences_sentence(metrics["training_differences"]))
+    sentences = [few_records_sentence(metrics["counts"]), (metrics.get("blind") or {}).get("words")]
+    if differences := metrics.get("training_differences"):
+        sentences.append(differences_sentence(differences))
+    for sentence in filter(None, [metrics["found"]["words"], *sentences]):
+        terminal.say(sentence)
     if board := metrics.get("membership"):
         _show_membership(terminal, board)
     for side in SIDES:

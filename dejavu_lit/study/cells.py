@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
+from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, saved_settings
 from dejavu_lit.measure.records import SIDES
+from dejavu_lit.utils.config import take
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -46,6 +47,12 @@ class Cell(Row):
     """{side: epoch of the checkpoint to use}, for each side whose run is longer than this cell's."""
     folder: Path | None = None
     """The folder of its evaluation, which several cells may share."""
+
+    @property
+    def pair(self) -> PairEvaluation:
+        """Its evaluation, with its two models."""
+        target, reference = map(self.model_name, SIDES)
+        return take(PairEvaluation, self.evaluation, target=target, reference=reference)
 
     def model_name(self, side: str) -> str:
         """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""

@@ -265,7 +265,7 @@ def share_removed(drop: float, remaining: float) -> str | None:
 
 def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
     pooled = pool_seeds([figure["value"] for figure in figures], [figure["ci95"] for figure in figures])
-    return {"value": pooled.mean, "sd": pooled.sd, "ci95": pooled.ci95}
+    return {"value": pooled["mean"], "sd": pooled["sd"], "ci95": pooled["ci95"]}
 
 
 def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str, Any]:

@@ -95,11 +95,11 @@ class SlurmSettings:
         return {name: value for name, value in parameters.items() if value is not None}
 
 
+@dataclass(frozen=True)
 class SlurmLauncher:
     """Trains run directories as SLURM jobs; a launcher as described in dejavu_lit.study.runs."""
 
-    def __init__(self, settings: SlurmSettings) -> None:
-        self.settings = settings
+    settings: SlurmSettings
 
     def __call__(self, runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
         """Submit the runs that have no queued or running job, and yield each run when its job has ended."""
@@ -179,11 +179,11 @@ class SlurmLauncher:
         return jobs
 
 
+@dataclass(frozen=True)
 class TrainingJob:
     """The work of every task of a job: resume the run in a directory."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def __call__(self) -> None:
         """Train, unless the run has been given to another job meanwhile; a failure ends the process with code 1."""

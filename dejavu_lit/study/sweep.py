@@ -27,11 +27,9 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
 
     Raises UserError if there is no finished run.
     """
-    if not folder.is_dir():
-        raise UserError(f"sweep={folder} is not a folder; give the folder of a multirun of dejavu train")
     pairs, skipped = _finished_runs(folder)
     if not pairs:
-        raise UserError(f"{folder} has no finished runs; give the folder of a multirun of dejavu train")
+        raise UserError(f"sweep={folder} has no finished runs; give the folder of a multirun of dejavu train")
     for pair in pairs:
         if len(pair) < len(SIDES):
             skipped += [f"{run} has no partner (the same settings with the other side)" for run, _ in pair.values()]

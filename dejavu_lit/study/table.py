@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.evaluation.context import CONTEXT
+from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.measure.controls import (
     compare_settings,
     few_records_sentence,
@@ -27,10 +28,11 @@ from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study import ranking
-from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
+from dejavu_lit.study.cells import REQUEST, Cell, evaluation_folder, evaluation_request, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
+from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError, error_sentence
 from dejavu_lit.utils.io import atomic, fingerprint, read_json, read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
@@ -43,25 +45,28 @@ OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkp
 
 
 def evaluate_cells(
-    out: Path, cells: Sequence[Cell], evaluate: Callable[[Cell, Path], Mapping[str, Any]], failed: Mapping[Path, str]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Evaluate every cell whose two runs were trained: (the rows of study.json, {cell label: why it has no row}).
+    out: Path, cells: Sequence[Cell], failed: Mapping[Path, str], ranks: Ranks = SINGLE_PROCESS
+) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
+    """Evaluate every cell whose two runs were trained; ``failed``: {run directory: why its training failed}.
 
-    Args:
-        evaluate: (cell, folder of its evaluation) -> contents of metrics.json.
-        failed: {run directory: why its training failed}.
+    Returns (the rows of study.json, {cell label: why it has no row}, {cell label: contents of metrics.json}).
     """
-    rows, failures = [], {}
+    rows, failures, metrics = [], {}, {}
     sizes: dict[str, list[dict[str, Any]]] = {}  # the rows that train on as many pairs
     for number, cell in enumerate(cells, start=1):
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
             failures[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
             continue
-        folder = evaluation_folder(out, cell)
+        folder, request = evaluation_folder(out, cell), evaluation_request(cell)
         log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
         try:
             cell = match_stop_epoch(cell)
-            rows.append(study_row(out, cell, evaluate(cell, folder), folder))
+            if cell.folder is not None and not (folder / CONTEXT).is_file():
+                write_json(folder / REQUEST, request)
+            metrics[cell.label] = run_evaluation(cell.pair, folder, ranks)
+            if cell.folder is not None:  # the statistics may have changed
+                write_json(folder / REQUEST, request)
+            rows.append(study_row(out, cell, metrics[cell.label], folder))
             data = RunDirectory(cell.target).config()["data"]
             sizes.setdefault(fingerprint([cell.train_size, {**data, "half": None}]), []).append(rows[-1])
         except Exception as error:  # of any kind: one setting must not stop the others
@@ -73,11 +78,15 @@ def evaluate_cells(
         largest = max(row["train_size"] for row in group)
         for row in group:
             row["train_size"] = largest
-    return rows, failures
+    return rows, failures, metrics
 
 
 def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """One row of study.json from one metrics.json; ``seconds`` is the training time of both sides, up to the stop epoch."""
+    """One row of study.json from one metrics.json; ``seconds`` is the training time of both sides, up to the stop epoch.
+
+    ``train_size`` has the duplicates that were left out; of an unfinished run it is how many pairs were measured.
+    """
+    measured = metrics["counts"]["records"] + metrics["counts"]["without_objects"]
     return {
         "name": cell.name,
         "overrides": list(cell.overrides),
@@ -85,7 +94,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "public": metrics["settings"].get("public"),
         "data": metrics["settings"].get("data"),
         "objects": metrics["settings"].get("objects"),
-        "train_size": cell.train_size or _training_pairs(cell.target, metrics["counts"]),
+        "train_size": cell.train_size or int(RunDirectory(cell.target).record().get("train_size", measured)),
         "seed": cell.seed,
         "half": cell.half,
         "knobs": knobs(cell.target, cell.epochs.get("target")),
@@ -99,11 +108,6 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
         "metrics": os.path.relpath(folder / "metrics.json", out),
     }
-
-
-def _training_pairs(run: Path, counts: Mapping[str, int]) -> int:
-    """How many pairs a target trained on, duplicates that it left out included; of an unfinished run, how many were measured."""
-    return int(RunDirectory(run).record().get("train_size", counts["records"] + counts["without_objects"]))
 
 
 def membership_summary(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -233,7 +237,7 @@ def _pool_membership(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _pool(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     values = [figure["value"] for figure in figures if figure is not None]
-    return pool_seeds(values)._asdict() if values and len(values) == len(figures) else None
+    return pool_seeds(values) if values and len(values) == len(figures) else None
 
 
 def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
@@ -249,11 +253,11 @@ def _differences(
 
     Returns (the differences, the rows that could not be compared, with the reason).
     """
-    defaults = {
-        (ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)): row
-        for row in reversed(rows)
-        if row["name"] == default_of[ranking.comparison_key(row)]
-    }
+
+    def place(row: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+        return name, row["train_size"], ranking.seed_and_half(row), ranking.comparison_key(row)
+
+    by_place = {place(row, row["name"]): row for row in reversed(rows)}
     default_records = cache(_read_records)  # those of a default are compared with many
     differences, incomparable = [], []
     units = {key: ranking.unit_of(group) for key, group in ranking.by_setting(rows).items()}
@@ -264,8 +268,7 @@ def _differences(
         entry = {name: row[name] for name in ("name", "train_size", "seed")}
         entry |= {"half": row.get("half", 0), "against": default_name}
         try:
-            default = defaults.get((ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)))
-            if default is None:
+            if (default := by_place.get(place(row, default_name))) is None:
                 of_row = f"{row['train_size']} pairs, seed {row['seed']} and half {entry['half']}"
                 raise UserError(f"{default_name} has no result for {of_row}")
             path = out / default["metrics"]

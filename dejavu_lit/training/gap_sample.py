@@ -124,7 +124,7 @@ class ImageSample:
         return {place: (keys, vectors) for place, keys, vectors, _ in encoded if keys}
 
 
-def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict[str, float]:
+def _gaps(target: Scores, reference: Scores, device: torch.device) -> dict[str, float]:
     """PPG, PRG and AUCG at the first k, to which each rank adds its share of the records; every rank must call it."""
     rank, world = group_share()
     metrics = MetricCollection({"ppg": PPG(), "prg": PRG(), "aucg": AUCG(int(target.truth.max()))}).to(device)
@@ -165,10 +165,8 @@ class GapMeter:
                     f"data.public={data.public} contains {len(shared)} keys of {shards.folder}, such as {min(shared)}; "
                     "use other public images"
                 )
-            if (
-                reference.embeddings_folder
-                and (saved := reference.saved(shards, shards.folder.name, "text")) is not None
-            ):
+            if reference.embeddings_folder:
+                saved = reference.embeddings(shards, shards.folder.name, "text")
                 members = [key for key in members if key in saved.rows]
                 if not members:
                     raise UserError(
@@ -178,8 +176,8 @@ class GapMeter:
         searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:
             searched &= self._public_captions.keys()
-        elif reference.embeddings_folder and (saved := reference.saved(self._public, self._name, "image")) is not None:
-            searched &= saved.rows.keys()
+        elif reference.embeddings_folder:
+            searched &= reference.embeddings(self._public, self._name, "image").rows.keys()
         self._objects.take(sorted(searched))  # an image without a row is refused now, not at the first measurement
         if len(searched) < settings.k:
             raise UserError(
@@ -195,7 +193,7 @@ class GapMeter:
         own, gaps = {}, {}
         for name, sample in self.samples.items():
             own[name] = self._score(encode_captions(encoder, sample.captions), keys, vectors, public, sample)
-            gaps[name] = _accumulate(own[name], theirs[name], encoder.device)
+            gaps[name] = _gaps(own[name], theirs[name], encoder.device)
         low, high = estimate(outcomes(own["population"], theirs["population"], self.settings.k)).interval(0)
         figures = gaps["population"] | {"null_ppg": gaps["null"]["ppg"]}
         figures["corrected_ppg"] = figures["ppg"] - figures["null_ppg"]

@@ -30,17 +30,8 @@ def map_unordered(
     importable. The first exception stops everything; a worker that was killed, e.g. for lack of memory, raises
     UserError.
     """
-    with in_background(function, state, jobs, workers) as results:
-        yield from results
-
-
-@contextmanager
-def in_background(
-    function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
-) -> Iterator[Iterator[Result]]:
-    """The results as of ``map_unordered``, whose workers begin before the first is read; leaving the block ends them."""
     if workers <= 1:
-        yield (function(state, job) for job in jobs)
+        yield from (function(state, job) for job in jobs)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     others = set(multiprocessing.active_children())
@@ -49,7 +40,7 @@ def in_background(
         try:
             # as_completed drops each future after its turn.
             finished = as_completed([pool.submit(_call, function, job) for job in jobs])
-            yield (future.result() for future in finished)
+            yield from (future.result() for future in finished)
         finally:
             pool.shutdown(cancel_futures=True)
     except KeyboardInterrupt:

@@ -14,7 +14,6 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dejavu_lit import settings
-from dejavu_lit.cli import commands
 from dejavu_lit.cli.app import CONF
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
 from dejavu_lit.data.prepared import DataSpec
@@ -40,22 +39,6 @@ def test_bash_completes_the_options(monkeypatch):
     assert "complete -o nospace" in call("train", "-sc", "install=bash").stdout
     monkeypatch.setenv("COMP_LINE", "train.py mitigation=text_")
     assert "mitigation=text_mask" in call("train", "-sc", "query=bash").stdout.split()
-
-
-def test_bash_completes_the_commands_and_their_options(monkeypatch, capsys):
-    def completed(line):
-        monkeypatch.setattr(sys, "argv", ["dejavu", "-sc", "query=bash"])
-        monkeypatch.setenv("COMP_LINE", line)
-        commands.main()
-        return capsys.readouterr().out.split()
-
-    assert completed("dejavu tr") == list(commands.COMMANDS)
-    assert "mitigation=text_mask" in completed("dejavu train mitigation=text_")
-    assert "experiment=halves" in completed("dejavu mitigate experiment=")
-    assert completed("dejavu report outputs/") == []
-    monkeypatch.setattr(sys, "argv", ["dejavu", "-sc", "install=bash"])
-    commands.main()
-    assert capsys.readouterr().out.endswith("hydra_bash_completion dejavu\n")
 
 
 def test_a_multirun_on_slurm_has_the_defaults_of_a_study():

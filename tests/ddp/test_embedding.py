@@ -3,7 +3,7 @@
 import pytest
 
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.evaluation.embed import embed, write_missing
+from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.distributed import Ranks, current_ranks
 from tests.conftest import SMALL, run
@@ -29,7 +29,7 @@ def test_shares_are_disjoint_whole_and_exact(data, models, tmp_path):
     shards, encoder = ShardSet.open(data / "A"), load_encoder(models[0])
     assert len(shards.names) == 5
     for rank in (1, 0):
-        write_missing(encoder, shards, "text", tmp_path / "shared", share=(rank, 2))
+        embed(encoder, shards, "text", tmp_path / "shared", share=(rank, 2))
         parts = {path.name for path in (tmp_path / "shared").glob("*.npy")}
         assert parts == {f"{n:05d}.npy" for n in range(5) if rank == 0 or n % 2}
     embed(encoder, shards, "text", tmp_path / "alone")

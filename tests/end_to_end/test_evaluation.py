@@ -159,10 +159,6 @@ def test_models_of_different_epochs_are_compared_with_a_warning(runs, tmp_path):
 def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(evaluation, runs, tmp_path):
     copy = tmp_path / "again"
     shutil.copytree(evaluation, copy)
-    context = json.loads((copy / "context.json").read_text())
-    for name in ("records", "weights", "data"):  # an earlier version wrote none of them
-        del context[name]
-    (copy / "context.json").write_text(json.dumps(context))
     options = [f"target={runs['target']}", f"reference={runs['reference']}", "k=1", "ks=[1,5]"]
     code = (
         "import sys; sys.argv[1:] = sys.argv[1:]; from dejavu_lit.cli.evaluate import main; main();"
@@ -172,7 +168,6 @@ def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(eva
         [sys.executable, "-c", code, *options, f"out={copy}"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    assert "replaces k=5 by k=1; the records stay" in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     run("evaluate", *options, f"out={tmp_path / 'fresh'}")
     one, two = metrics(copy), metrics(tmp_path / "fresh")
@@ -331,7 +326,7 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
     missing = run("evaluate", *sides, f"out={out}", check=False)
     assert missing.returncode == 1
     assert "data=" in missing.stderr
-    done = run(
+    run(
         "evaluate",
         *sides,
         "data=scenes",
@@ -341,7 +336,6 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
         "ks=[1,5]",
         "swapped=true",
     )
-    assert "models of different architecture also differ in quality" in done.stderr
     one, two = metrics(evaluation), metrics(out)
     for block in ("population", "null", "swapped", "symmetric", "corrected"):
         assert one[block] == two[block]
@@ -531,7 +525,7 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     assert all(f'["{key}","' in cards for key in list(shown)[:5])  # with their thumbnails
     done = call("evaluate", *sides, *options[:-1], "fail_if=", f"out={out}")
     assert done.returncode == 1
-    assert "fail_if= is empty" in done.stderr
+    assert "fail_if='' is not a condition" in done.stderr
     assert metrics(out)["search"]["copies"] == 0  # read from the images, since no manifest lists them
     others = tmp_path / "objects/A/00000.parquet"
     annotator, _ = read_part(others)

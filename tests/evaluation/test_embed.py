@@ -13,7 +13,6 @@ from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.evaluation import embed as module
 from dejavu_lit.evaluation.chunks import decode_image, encode_captions
-from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
@@ -39,6 +38,11 @@ def write(folder, bad_images=(), empty=(), pairs=PAIRS):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data") / "A")
+
+
+def embed(encoder, shards, modality, folder, **options):
+    module.embed(encoder, shards, modality, folder, **options)
+    return Embeddings.open(folder)
 
 
 def content(folder):

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
-from dejavu_lit.measure.metrics import measure
-from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation, read_metrics
+from dejavu_lit.measure.metrics import gap_blocks, measure
+from dejavu_lit.measure.recompute import RECORD_FILES, read_evaluation, read_metrics
 from dejavu_lit.measure.records import Records, write_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
@@ -126,7 +126,9 @@ def test_gaps_under_other_artifacts_come_from_the_same_neighbors(evaluation: tup
             annotations = [Annotation(r["key"], *map(list, zip(*k, strict=True))) if k else Annotation(r["key"], [], [], [])
                     for r, k in zip(rows, selected, strict=True)]  # fmt: skip
             write_objects(out / name / "00000.parquet", annotations, Annotator("sure"))
-    gaps = gaps_by_objects(folder, {"own": artifact, "sure": strict, "none": empty}, SETTINGS)
+    artifacts = {"own": artifact, "sure": strict, "none": empty}
+    joined = {name: read_evaluation(folder, path, SETTINGS.threshold)[0] for name, path in artifacts.items()}
+    gaps = {name: gap_blocks(sets, SETTINGS, f"in the artifact {name}") for name, sets in joined.items()}
     blocks = ("population", "null", "swapped", "symmetric", "corrected")
     at_threshold = old["sensitivity"]["threshold"][0]
     assert at_threshold["threshold"] == 0.7
@@ -138,7 +140,7 @@ def test_gaps_under_other_artifacts_come_from_the_same_neighbors(evaluation: tup
     assert gaps["none"]["reason"] == "no record of A has an object in the artifact none"
     write_objects(strict / "P" / "00001.parquet", [Annotation("x", [], [], [])], Annotator("another"))
     with pytest.raises(UserError, match="use one annotator for all sets"):
-        gaps_by_objects(folder, {"mixed": strict}, SETTINGS)
+        read_evaluation(folder, strict, SETTINGS.threshold)
 
 
 def tuple_of(row: dict) -> tuple:

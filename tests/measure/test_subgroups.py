@@ -105,7 +105,7 @@ def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:
     assert list(by_subgroup(("exposure",), (records, results))) == ["meta.exposure"]
     unlike = replace(records, columns={"exposure": times, **columns})
     assert list(by_subgroup(("exposure",), (unlike, results), (records, results))) == ["meta.exposure"]
-    with pytest.raises(UserError, match=r"'meta.plac' is not .* \(did you mean 'meta.place'\?\)"):
+    with pytest.raises(UserError, match=r"subgroups=meta.plac is unknown \(did you mean 'meta.place'\?\)"):
         by_subgroup(("meta.plac",), (records, results))
 
 
@@ -189,5 +189,7 @@ def test_intervals_cover_even_when_a_group_agrees() -> None:
 
 def test_an_unknown_column_names_the_known_ones() -> None:
     records, results, _ = audited(7)
-    with pytest.raises(UserError, match=r"'widht'.*did you mean 'width'.*object, caption_words, object_count, place"):
+    with pytest.raises(
+        UserError, match=r"subgroups=widht .*did you mean 'width'.*object, caption_words, object_count, place"
+    ):
         by_subgroup(("widht",), (records, results))

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import fontManager
 
 from dejavu_lit.report.evaluation import Evaluation
-from dejavu_lit.report.figure_files import FigureInfo, draw_figures, save
+from dejavu_lit.report.figure_files import draw_figures, save
 from dejavu_lit.report.figures import (
     DARK,
     LABELS,
@@ -332,24 +332,19 @@ def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Pl
         assert shown.narrow_size[0] == 331
 
 
-def figures_of(*args: Any, **options: Any) -> list[FigureInfo]:
-    with draw_figures(*args, **options) as finished:
-        return finished()
-
-
 def test_a_figure_of_the_same_numbers_is_not_drawn_again(
     metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = metrics | {"subgroups": {}, "planted": None, "sensitivity": {"threshold": [], "top_m": []}}
-    first = figures_of("evaluation", few, tmp_path / "one")
+    first = draw_figures("evaluation", few, tmp_path / "one")
     (tmp_path / "one" / "recall.csv").unlink()  # an incomplete figure is drawn again
     with monkeypatch.context() as patch:
         patch.setattr(Plot, "figure", None)
         with pytest.raises(AttributeError):
-            figures_of("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
-    second = figures_of("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
+            draw_figures("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
+    second = draw_figures("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
     monkeypatch.setattr(Plot, "figure", None)
-    third = figures_of("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
+    third = draw_figures("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
     assert first == second == third
     names = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "three").iterdir()} == names
@@ -432,6 +427,6 @@ def test_labels_that_no_font_has_are_said_once(
     small_study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = json.dumps(read_json(small_study / "study.json")).replace('"none', '"\U00013000')  # a hieroglyph
-    assert figures_of("study", json.loads(contents), tmp_path)
+    assert draw_figures("study", json.loads(contents), tmp_path)
     assert caplog.text.count("1 characters as boxes") == 1
     assert "install one, such as Noto Sans CJK" in caplog.text

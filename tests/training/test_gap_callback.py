@@ -180,7 +180,8 @@ def test_public_images_are_encoded_as_for_an_evaluation_and_decoded_once(scenes,
 
     encoder, shards = load_encoder(str(runs["target"])), ShardSet.open(scenes / "P")
     images = ImageSample(shards)
-    saved = embed(encoder, shards, "image", tmp_path / "P-image")
+    embed(encoder, shards, "image", tmp_path / "P-image")
+    saved = Embeddings.open(tmp_path / "P-image")
     for _ in range(2):
         keys, vectors = images.vectors(encoder)
         assert keys == list(saved.keys)
@@ -376,8 +377,6 @@ def test_rows_of_one_table_are_measured_with_the_same_options(tmp_path):
         other = GapCallback(replace(run, gaps=GapSettings(**change)), reference)
         with pytest.raises(UserError, match=rf"measured with gaps\.{name}=.* and cannot continue with {change[name]};"):
             other.load_state_dict(state)
-        other.load_state_dict({"reference": "embeddings:x", "rows": [row], "stopped": None})  # of an earlier version
-        assert other.rows == [row]
     same = GapCallback(replace(run, gaps=GapSettings(every=2)), reference)
     same.load_state_dict(state)
     assert (same.rows, same.seconds) == ([row], 7.0)
@@ -501,7 +500,7 @@ def test_a_public_image_without_a_row_is_refused_before_training(scenes, runs, t
 
 def test_a_reference_without_embeddings_of_the_pairs_is_refused(scenes, runs):
     data, empty = RunDirectory(runs["target"]).section("data", DataSpec), SimpleNamespace(rows={})
-    reference = SimpleNamespace(name="embeddings:x", embeddings_folder=Path("x"), saved=lambda *_: empty)
+    reference = SimpleNamespace(name="embeddings:x", embeddings_folder=Path("x"), embeddings=lambda *_: empty)
     with pytest.raises(UserError, match=r"embeddings:x has no embedding of a pair of .*A; choose another reference"):
         GapMeter(data, "target", GapSettings(sample=50, k=5), reference)
 

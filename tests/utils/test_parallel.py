@@ -11,7 +11,7 @@ import pytest
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import in_background, map_unordered
+from dejavu_lit.utils.parallel import map_unordered
 
 
 def scaled(factor: int, value: int) -> tuple[int, int]:
@@ -65,18 +65,11 @@ def mark_slowly(folder: Path, name: str) -> None:
     mark(folder, name)
 
 
-def test_workers_begin_before_a_result_is_read(tmp_path: Path) -> None:
-    with in_background(mark, tmp_path, "abc", 2) as results:
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
-        assert list(results) == [None] * 3
-
-
-def test_leaving_the_block_ends_the_workers_and_drops_what_they_have_not_begun(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), in_background(mark_slowly, tmp_path, [str(n) for n in range(100)], 2):
-        raise KeyboardInterrupt
+def test_an_interrupt_ends_the_workers_and_drops_what_they_have_not_begun(tmp_path: Path) -> None:
+    results = map_unordered(mark_slowly, tmp_path, [str(n) for n in range(100)], 2)
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
     done = len(list(tmp_path.iterdir()))
     time.sleep(0.3)
     assert len(list(tmp_path.iterdir())) == done < 20
