@@ -350,8 +350,13 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
     vectors = public.load()
     shutil.rmtree(public.folder)
     write_embeddings(public.folder, public.keys[3:], vectors[3:])
-    (out / "context.json").unlink()
     again = ["data=scenes", f"data.dir={scenes}", f"out={out}", f"k={K}", "ks=[1,5]", "swapped=true"]
+    (out / "context.json").write_text("{}")
+    assert (
+        "context.json has no config: it is damaged or of another version; choose"
+        in call("evaluate", *sides, *again).stderr
+    )
+    (out / "context.json").unlink()
     said = run("evaluate", *sides, *again).stderr
     assert f"3 of {len(public)} public images of P lack an embedding of target or reference" in said
     lacking = metrics(out)["membership"]
