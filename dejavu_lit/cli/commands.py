@@ -1,6 +1,8 @@
 """``dejavu COMMAND``: which commands there are; nothing else is imported until one is chosen."""
 
+import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from dejavu_lit.utils.errors import suggest
@@ -24,6 +26,7 @@ COMMANDS = {
     "report": "Write the report of an evaluation or a study again.",
     "resume": "Continue an interrupted training.",
 }
+PLAIN = ("report", "resume")  # without Hydra
 
 
 def main() -> None:
@@ -32,8 +35,24 @@ def main() -> None:
         if name in ("-h", "--help"):
             lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
             print(OVERVIEW.format(lines))
+        elif name in ("-sc", "--shell-completion"):
+            _complete(arguments)
         elif name in COMMANDS:
             import_module(f"dejavu_lit.cli.{name}").main(arguments)
         else:
             known = ", ".join(COMMANDS)
             fail(f"dejavu {name} is not a command{suggest(name, COMMANDS)}; choose one of {known}")
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    """Set up Hydra's shell completion, or answer what it asks about the line typed so far: a command, then its options."""
+    name = "train"
+    if arguments and arguments[0].startswith("query="):
+        program, _, rest = os.environ["COMP_LINE"].partition(" ")
+        name, space, options = rest.lstrip().partition(" ")
+        if not space:
+            print(" ".join(COMMANDS))
+        if not space or name in PLAIN or name not in COMMANDS:
+            return
+        os.environ["COMP_LINE"] = f"{program} {options}"  # Hydra knows of no commands
+    import_module(f"dejavu_lit.cli.{name}").main(["-sc", *arguments])

@@ -3,6 +3,7 @@
 Exit codes: 1 for an error, 128 + n for signal n (130 for Ctrl-C, 143 for SIGTERM, 141 if the reader of the output closed it).
 """
 
+import codecs
 import gc
 import io
 import os
@@ -22,15 +23,26 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM; a KeyboardInterrupt, so that the same handlers clean up."""
 
 
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """``?`` for signs that an output lacks, but a hyphen for a minus."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join("-" if sign == "−" else "?" for sign in lacking), error.end
+
+
+codecs.register_error(REPLACED := "dejavu-lit", _replace)
+
+
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """Turn expected exceptions into one sentence on stderr and the exit code; print signs that the output lacks as escapes."""
+    """Turn expected exceptions into one sentence on stderr and the exit code; print signs that the output lacks as ``?``."""
     gc.set_threshold(10_000)  # indexes and records, many objects without cycles, would be searched again and again
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (>&-): what is written there is lost, and nothing else
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a lost minus would be another number
+            stream.reconfigure(errors=REPLACED)
     try:
         with _raise_on_sigterm():
             yield
