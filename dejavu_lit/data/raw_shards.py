@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -32,7 +32,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-UNFINISHED = ".samples"  # exists while the samples are drawn
+UNFINISHED = ".samples"  # the folder in which the samples are drawn
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
@@ -120,8 +120,9 @@ class RawShards:
 def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) -> None:
     """Write ``sizes`` pairs of each set into the prepared folder ``out``, unless they are there.
 
-    The shards are read in a seeded order; none gives more than its LEAST_SHARDS-th part of a sample if the others have enough.
-    Unusable pairs are skipped and counted. Raises UserError for a size that is not a whole number, too few pairs, and another
+    The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th
+    part of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is
+    skipped and counted. Raises UserError for a size that is not a whole number, fewer pairs than asked for, and another
     sample or foreign sets in ``out``.
     """
     wanted: dict[str, int] = {}
@@ -143,15 +144,15 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
     unfinished = out / UNFINISHED
-    if unfinished.is_dir():  # a killed call has left its sets
-        for name in SETS:
-            shutil.rmtree(out / name, ignore_errors=True)
-    else:
-        refuse_foreign(out, SETS)
-        unfinished.mkdir(parents=True)
+    if (unfinished / MANIFEST).is_file():  # complete, but killed before all had their names
+        check_settings(out, settings, read_json_object(unfinished / MANIFEST, SCHEMA).get("settings", {}))
+        _move(unfinished, out, wanted)
+        return
+    refuse_foreign(out, SETS)
+    shutil.rmtree(unfinished, ignore_errors=True)
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
-    draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
+    draw = _Draw(raw, {name: _Sample(unfinished / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
     warn_unread("data.shards", "members", draw.unread)
     for name, sample in draw.samples.items():
@@ -163,7 +164,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
-        out / MANIFEST,
+        unfinished / MANIFEST,
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -175,6 +176,14 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
+    _move(unfinished, out, wanted)
+
+
+def _move(unfinished: Path, out: Path, sets: Iterable[str]) -> None:
+    """Move complete samples, or those that an earlier call has left, and at last their manifest to ``out``."""
+    for name in (*sets, MANIFEST):
+        if (unfinished / name).exists():
+            (unfinished / name).rename(out / name)
     unfinished.rmdir()
 
 

@@ -78,8 +78,9 @@ class ModelName:
         path = self.path
         if self.kind == "released" and FILE.search(self.weights):  # ARCH@FILE: no released tag looks like one
             path = Path(self.weights)
-        elif self.kind == "released" and "/" in self.text and (not self.weights or self.weights.isdecimal()):
-            path = self.as_run()[0]
+        elif self.kind == "released" and "/" in self.text:
+            _, at, epoch = self.text.rpartition("@")
+            path = self.as_run()[0] if not at or epoch.isdecimal() else None
         return path if path is not None and self.kind != "text" and not path.exists() else None
 
     def as_run(self) -> tuple[Path, int]:

@@ -104,9 +104,10 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             _check_hub(repository.rpartition("/")[0], problem)
         return _build(name.text, arch, device, problem, weights=weights)
     if not Path(weights).is_file():
+        problem = f"{weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}"
         raise UserError(
-            f"{name.text!r} does not say which weights: {weights!r} is neither a file nor a released tag of {arch}"
-            f"{suggest(weights, tags)}; give {arch}@TAG ({', '.join(tags[:3]) or 'none is released'}, …) or {arch}@FILE"
+            f"{name.text!r}: {problem if weights else 'it does not say which weights'}; "
+            f"give {arch}@TAG ({', '.join(tags[:3]) or 'none is released'}, …) or {arch}@FILE"
         )
     problem = f"{weights} does not fit {arch}"
     encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, Path(weights))

@@ -39,9 +39,8 @@ class TextEncoder:
             check_words(self._model)
             if (network := getattr(self._model[0], "auto_model", None)) is not None:
                 # Loaded once more, because sentence-transformers does not say which weights it did not find.
-                report = type(network).from_pretrained(
-                    network.name_or_path, output_loading_info=True, local_files_only=True
-                )[1]
+                local = {"local_files_only": True, "trust_remote_code": False}
+                _, report = type(network).from_pretrained(network.name_or_path, output_loading_info=True, **local)
                 check_loaded(what, report, unused="pooler")
         settings = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8", "replace")

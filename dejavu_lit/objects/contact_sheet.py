@@ -1,11 +1,12 @@
 """Images with the boxes of their objects drawn, alone or on one sheet, to check an annotator by eye."""
 
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from textwrap import wrap
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -17,11 +18,20 @@ from dejavu_lit.utils.errors import UserError
 TEXT = 11  # pixels, height of the labels
 LINE = TEXT + 3  # pixels, height of a line of text
 GAP = 6  # pixels between images
-FONT = "NotoSansCJK-Regular.ttc"  # for any script; where it is not installed, Pillow's own for Latin ones
-CHARACTER = 6  # pixels, width of an average one
+# Files of fonts with Chinese, Japanese and Korean characters, which Pillow finds in the system's folders.
+CJK = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+)
 LONGEST = 80  # characters of a label or key
 FOOT = 3  # lines below an image, for its key and for labels without a box
 COLUMNS = 4  # of a sheet
+
+log = logging.getLogger(__name__)
 
 
 def contact_sheet(sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24) -> Image.Image:
@@ -56,9 +66,9 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float) -> Iterator[Image.I
 
 
 def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 320) -> Image.Image:
-    """The image, ``size`` pixels long, with each box of score ≥ ``threshold``; below it its key and the labels without a box.
+    """The image, its longer side ``size`` pixels, with each box of score ≥ ``threshold`` and its label; below it a foot.
 
-    All tiles of one ``size`` have the same shape.
+    The foot has the key and the labels without a box. All tiles of one ``size`` have the same shape.
     """
     scale = size / max(image.size)
     scaled = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -67,7 +77,7 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     boxed = [row for row in rows if len(row[2]) == 4 and min(row[2][2:]) > 0]
     # Large boxes first, so that they do not cover the labels of small ones.
     boxed.sort(key=lambda row: -row[2][2] * row[2][3])
-    font, pen = _font(), ImageDraw.Draw(scaled)
+    font, pen = _font("".join(objects.labels)), ImageDraw.Draw(scaled)
     for label, score, (x, y, width, height) in boxed:
         left, right = (min(max(side * scale, 0), scaled.width - 1) for side in (x, x + width))
         top, bottom = (min(max(side * scale, 0), scaled.height - 1) for side in (y, y + height))
@@ -78,15 +88,24 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    for line, text in enumerate([_short(objects.key), *wrap(boxless, size // CHARACTER)][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    with suppress(OSError):
-        return ImageFont.truetype(FONT, TEXT)
-    return ImageFont.load_default(TEXT)
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or for a text with Chinese, Japanese or Korean one that has these."""
+    file = _cjk_font() if any(character >= "\u2e80" for character in text) else None  # where their blocks begin
+    return ImageFont.truetype(file, TEXT) if file else ImageFont.load_default(TEXT)
+
+
+@cache
+def _cjk_font() -> str | None:
+    for name in CJK:
+        with suppress(OSError):
+            return str(ImageFont.truetype(name, TEXT).path)
+    log.warning("labels in Chinese, Japanese or Korean are drawn as boxes: install a font, such as Noto Sans CJK")
+    return None
 
 
 def label_color(label: str) -> tuple[int, ...]:
@@ -96,6 +115,17 @@ def label_color(label: str) -> tuple[int, ...]:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line
 
 
 def sheet(tiles: Sequence[Image.Image]) -> Image.Image:

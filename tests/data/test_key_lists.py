@@ -75,13 +75,14 @@ def test_a_manifest_without_groups_is_refused(shards: ShardSet, tmp_path: Path) 
         later_duplicates(write_manifest(tmp_path, None), shards, None, {})
 
 
-def test_files_of_keys(tmp_path: Path) -> None:
+def test_files_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("b\n\na\nb\n")
     assert read_keys(path, "data.exclude") == ["b", "a"]
     odd_keys = ["x\u2028y", "x\x85y", "x\x0cy", "x\ry", " x", "x\u3000"]  # keys of foreign shards
     path.write_bytes("\ufeffx\r\n \r\n{}".format("\n".join(odd_keys)).encode())  # the first lines as written by Windows
     assert read_keys(path, "data.exclude") == ["x", *odd_keys]
+    assert f"2 keys in {path} have white space around them" in caplog.text
     assert keys_fingerprint(["b", "a"]) == keys_fingerprint({"a", "b"}) != keys_fingerprint(["a"])
     with pytest.raises(UserError, match=r"data\.exclude=.*none\.txt cannot be read"):
         read_keys(tmp_path / "none.txt", "data.exclude")

@@ -79,4 +79,5 @@ def test_a_folder_at_hand_decides_what_its_name_means(run: Path) -> None:
     (dated / "config.yaml").write_text("seed: 0\n")
     assert ModelName.parse(str(dated)).as_run() == (dated, 0)
     assert ModelName.parse(f"{dated}@7").as_run() == (dated, 7)
+    assert ModelName.parse("runs/a@b@3").missing_path == Path("runs/a@b")
     assert ModelName.parse(f"{run}@7").as_run() == (run, 7)

@@ -256,15 +256,18 @@ class TableReader:
 
 def _decoded(caption: Any) -> Any:
     """A caption or a list of them, which a CSV holds as text of JSON or Python; raises BadPair for bytes that are not UTF-8."""
+    if isinstance(caption, list):
+        return [_decoded(text) for text in caption]
     if isinstance(caption, bytes):
         caption = read_caption(caption)
     if isinstance(caption, str) and caption.startswith(('["', "['")):
-        with suppress(ValueError):
-            caption = json.loads(caption)
-        with suppress(ValueError, SyntaxError):
-            if isinstance(caption, str) and repr(texts := literal_eval(caption)) == caption:
-                caption = texts
-    return [_decoded(text) for text in caption] if isinstance(caption, list) else caption
+        for parse in (json.loads, literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # what is no such list stays text
+                texts = parse(caption)
+                is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+                if is_list and (parse is json.loads or repr(texts) == caption):
+                    return texts
+    return caption
 
 
 def _held(value: Any) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex
-from dejavu_lit.data.readers.rows import as_text, read_table
+from dejavu_lit.data.readers.rows import read_table
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
@@ -134,7 +134,9 @@ class TableLookup(Lookup):
                 )
         if table[self.key].null_count:
             raise UserError(f"{path} has rows without a key; fix them, or choose another column by annotator.key=")
-        return KeyIndex([as_text(key) for key in table[self.key].to_pylist()]), table
+        with explained(f"{path} has keys that are not text", "choose another column by annotator.key="):
+            keys = table[self.key].cast(pa.string()).to_pylist()
+        return KeyIndex(keys), table
 
 
 def _parse_box(value: Any) -> list[float]:

@@ -272,6 +272,8 @@ def test_lists_of_captions_in_parquet(folder: Path) -> None:
         (str(["it's", "b"]), ["it's", "b"]),  # as pandas writes it
         ("['a' 'b']", ["['a' 'b']"]),  # NumPy
         ('["a" and "b"', ['["a" and "b"']),
+        ('["a", 1]', ['["a", 1]']),
+        ("['a'," + "-" * 6000 + "1]", ["['a'," + "-" * 6000 + "1]"]),  # too deep for Python's parser
     ],
 )
 def test_lists_of_captions_in_a_csv(folder: Path, cell: str, captions: list[str]) -> None:
