@@ -1,5 +1,9 @@
 """The release gate: ``fail_if="symmetric.ppg.ci95[0] > 0.05"`` over metrics.json.
 
+    gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")
+    gate.check()                                                                     # before the work begins
+    gate.enforce({"": metrics})                                                      # exits with EXIT_CODE if it is met
+
 The syntax is Python's, of which only this is allowed: comparisons with < <= > >= == !=, joined by ``and``, ``or`` and ``not``;
 numbers, ``true``, ``false``; and paths into metrics.json such as ``by_k["10"].symmetric.ppg.ci95[0]`` (or ``by_k.10…``).
 Nothing is evaluated as code.
@@ -14,9 +18,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 EXIT_CODE = 3
 COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
@@ -27,8 +34,9 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-# by_k.10 for by_k["10"]: no Python, but easier to type in a shell.
-NUMBERED = re.compile(r"(\b[A-Za-z_]\w*|\])\.(\d+)\b")
+NUMBERED = re.compile(
+    r"(\b[A-Za-z_]\w*|\])\.(\d+)\b"
+)  # by_k.10 for by_k["10"]: no Python, but easier to type in a shell
 
 Path = tuple[str | int, ...]  # keys and indices into metrics.json
 NumberAt = Callable[[Path], float]
@@ -45,6 +53,8 @@ class Gate:
     @classmethod
     def parse(cls, text: str) -> "Gate":
         """Read a condition, of one line or several; raises UserError that says what in it is not understood."""
+        if not text.strip():
+            raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
         paths: list[Path] = []
 
         def collect(path: Path) -> float:
@@ -64,19 +74,21 @@ class Gate:
         return cls(text, condition, tuple(paths))
 
     def check(self) -> None:
-        """Raise UserError for a name that no metrics.json can have, as far as its schema lists the names."""
+        """Raise UserError for a path that no metrics.json can have, or at which there is no number, by its schema."""
+        from jsonschema import Draft202012Validator
+
         schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+        validator = Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
         for path in self.paths:
-            part = {**schema, "additionalProperties": False}
-            for depth, key in enumerate(path):
-                known = part.get("properties", {})
-                if key not in known:
-                    if part.get("additionalProperties") is False:
-                        raise _missing(path, depth, known)
-                    break
-                part = known[key]
-                while "$ref" in part:
-                    part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+            # 1 fits numbers, also the schema and those above 0; True truth values.
+            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (1, True)]
+            if not all(errors):
+                continue
+            # The deepest error is where the path leaves the schema, and a forbidden name says more than a wrong type.
+            error = max(errors[0], key=lambda e: (len(e.absolute_path), e.validator == "additionalProperties"))
+            if (depth := len(error.absolute_path)) == len(path):
+                raise _not_a_number(path, error.schema.get("properties", ()))
+            raise _missing(path, depth, error.schema.get("properties", ()))
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the condition is met; raises UserError if a path has no number: a gate must not pass in silence."""
@@ -131,11 +143,40 @@ def _path(node: ast.expr) -> Path:
     raise ValueError(f"{ast.unparse(node)} is neither a number nor a path into metrics.json")
 
 
+def _without_limits(schema: Any) -> Any:
+    """A schema of the names and types alone: an excerpt lacks entries, and its number is arbitrary."""
+    if isinstance(schema, list):
+        return [_without_limits(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _without_limits(v) for name, v in schema.items() if name not in ("required", "minItems", "minimum")}
+
+
+def _excerpt(path: Path, leaf: float) -> Any:
+    """A metrics.json that has ``leaf`` at ``path``, and nothing else."""
+    value: Any = leaf
+    for key in reversed(path):
+        # Enough for an index beyond the two entries of an interval; other lists have any number.
+        value = [value] * (min(key, 2) + 1) if isinstance(key, int) else {key: value}
+    return value
+
+
+def _leaves(errors: Iterable["ValidationError"]) -> list["ValidationError"]:
+    """The errors of a validation, with those of the alternatives in place of "none of them fits"."""
+    return [leaf for error in errors for leaf in (_leaves(error.context) if error.context else [error])]
+
+
 def _missing(path: Path, depth: int, known: Iterable[str]) -> UserError:
     """The error for a path whose key at ``depth`` is not among the ``known`` ones there."""
     names = sorted(known)
     has = f"{_text(path[:depth]) or 'it'} has {', '.join(names[:20]) or 'no such entry'}"
     return UserError(f"fail_if: {_text(path)} is not in metrics.json{suggest(str(path[depth]), names)}; {has}")
+
+
+def _not_a_number(path: Path, known: Iterable[str]) -> UserError:
+    """The error for a path to an object or a list; ``known``: the names of an object."""
+    has = f"; it has {', '.join(sorted(known)[:20])}" if known else ""
+    return UserError(f"fail_if: {_text(path)} is not a number{has}")
 
 
 def value_at(metrics: Mapping[str, Any], path: Path) -> float:
@@ -150,8 +191,7 @@ def value_at(metrics: Mapping[str, Any], path: Path) -> float:
             measured = path[: depth + 1]
             raise UserError(f"fail_if: {_text(measured)} was not measured: {_reason(metrics, measured)}")
     if not isinstance(value, int | float):
-        has = f"; it has {', '.join(sorted(value)[:20])}" if isinstance(value, Mapping) else ""
-        raise UserError(f"fail_if: {_text(path)} is not a number{has}")
+        raise _not_a_number(path, value if isinstance(value, Mapping) else ())
     return float(value)
 
 

@@ -100,9 +100,12 @@ def _check() -> None:
     for override in HydraConfig.get().overrides.task:
         group, _, name = override.lstrip("+~").partition("=")[0].partition(".")
         if group == "trainer" and name and name not in READ:
-            raise UserError(
-                f"trainer.{name} applies to training only; of trainer, this command reads {', '.join(READ)}"
+            instead = (
+                "use workers=N for the threads that read and decode, with annotate annotator.workers=N"
+                if name.startswith("loader.workers")
+                else f"of trainer, this command reads only {', '.join(READ)}"
             )
+            raise UserError(f"trainer.{name} applies to training only; {instead}")
 
 
 def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -130,7 +133,7 @@ def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:
         return 0, 1
     names = ("ID", "COUNT", "MIN", "MAX", "STEP")
     task, count, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", n == "STEP")) for n in names)
-    if (last - first) // step + 1 != count:
+    if not count or (last - first) // step + 1 != count:
         raise UserError(
             f"the SLURM array runs from {first} to {last} but has {count} tasks, so it has gaps; "
             "give this task's share by part=NUMBER/OF, e.g. part=$SLURM_ARRAY_TASK_ID/10"

@@ -11,14 +11,16 @@ from dejavu_lit.utils.errors import UserError
 VARIABLE = re.compile(r"_(KEY|TOKEN|PASSWORD|SECRET)$")  # names of environment variables that hold secrets
 SHORTEST = 8  # characters of a secret; a shorter value would be found in names and words
 WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
-# user:password@host, or a signature or token in the query; one that a shell reads from a variable ($SIG) is not in the text
-URL_PASSWORD = re.compile(
-    r"\w://([^/\s:@]*:[^/\s@]+@|\S*[?&][\w-]*(sig|signature|token|password|secret|api_?key)=[^&\s$'\"])", re.IGNORECASE
+# user:password@host, or a signature or token in a query; one that a shell reads from a variable ($SIG) is not in the text.
+IN_ADDRESS = re.compile(
+    r"\w://[^/\s:@]*:[^/\s@]+@"
+    r"|[?&#][\w-]*(sig|signature|token|auth|password|secret|api_?key|access_?key)=['\"]?[^&\s$'\"]",
+    re.IGNORECASE,
 )
 
 
 def check_secrets(config: Mapping[str, Any]) -> None:
-    """Raise UserError if a setting holds a password in an address, or the value of a variable such as WANDB_API_KEY."""
+    """Raise UserError if a setting holds the value of a variable such as WANDB_API_KEY, or a secret in an address."""
     named = {name: value for name, value in os.environ.items() if VARIABLE.search(name.upper())}
     secrets = {name: value for name, value in named.items() if len(value) >= SHORTEST and not os.path.exists(value)}
     for option, setting in flatten(config):
@@ -27,8 +29,8 @@ def check_secrets(config: Mapping[str, Any]) -> None:
                 n for n, s in secrets.items() if s in (text, *text.split(".")) or (len(s) >= WITHIN and s in text)
             )
             variable = next(matches, None)
-            if variable is not None or URL_PASSWORD.search(text):
-                held = f"the value of ${variable}" if variable else "a password in an address"
+            if variable is not None or ("://" in text and IN_ADDRESS.search(text)):
+                held = f"the value of ${variable}" if variable else "a password, signature or token in an address"
                 place = "a name in the settings" if text == option else option
                 raise UserError(
                     f"{place} contains {held}, which would be saved with the run; set it only as an environment variable"

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 # Of the files in a folder, those with weights or embeddings, and those that say how images and captions are read.
 SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy"),
-    *("config.json", "tokenizer.json", "vocab.json", "vocab.txt"),
+    *(
+        "config.json",
+        "tokenizer.json",
+        "_tokens.json",
+        "_tokens_map.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        ".model",
+    ),
 )
 
 
@@ -150,7 +159,8 @@ class AuditedModel:
 
     def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
         """The embeddings of a set if all of them exist already, else None."""
-        parts = (self._folder(name, modality) / f"{Path(shard).stem}.npy" for shard in shards.names)
+        folder = self._folder(name, modality)
+        parts = [folder / f"{Path(shard).stem}.npy" for shard in shards.names]
         is_complete = self.embeddings_folder is not None or all(part.is_file() for part in parts)
         return self.embeddings(shards, name, modality) if is_complete else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.objects.vocabulary import is_class_number, read_class_names
-from dejavu_lit.utils.errors import UserError, check_choice
+from dejavu_lit.utils.errors import UserError
 
 IMAGENET = "imagenet"  # as classes= and templates=: open_clip's own lists
 ORDER = "order"  # as classes_by=: the sorted labels are the classes
@@ -21,8 +21,11 @@ def check_prompts(data: DataSpec) -> None:
     if data.labelled:
         _class_names(data.classes, [])
         prompts(data.templates)
-        if data.classes_by:  # empty: by name or number
-            check_choice("data.classes_by", data.classes_by, [ORDER])
+        if data.classes_by and data.classes_by != ORDER:
+            raise UserError(
+                f"data.classes_by={data.classes_by} is unknown; choose {ORDER}, or leave it empty to match labels by name or "
+                "number"
+            )
 
 
 def class_list(

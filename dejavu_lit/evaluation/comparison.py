@@ -117,6 +117,13 @@ class EmbeddedSets:
             for role, model in roles.items()
             for block, shards in blocks.items()
         }
+        target, reference = (public[role].dim for role in ("target", "reference"))
+        if target != reference and not roles["reference"].captions_only:
+            log.warning(
+                "the embeddings of target and reference have %d and %d values: models of different architecture also differ "
+                "in quality, so look at the null and the symmetric gap",
+                *(target, reference),
+            )
         embedded = set(public["target"].keys) & set(public["reference"].keys)
         public_keys = sorted(embedded - inputs.data.excluded)
         if (lacking := len(inputs.public) - len(embedded)) > 0:

@@ -30,22 +30,11 @@ from dejavu_lit.utils.run_directory import first_difference
 log = logging.getLogger(__name__)
 
 CONTEXT = "context.json"
-ALWAYS_WRITTEN = (
-    *(
-        "config",
-        "weights",
-        "data",
-        "largest_k",
-        "public",
-        "public_left_out",
-        "images",
-        "utility",
-        "exposure",
-        "raw_shards",
-    ),
-    *("training_differences", "search", "records"),
-)
 METRICS = "metrics.json"
+ENTRIES = (
+    *("config", "weights", "data", "largest_k", "public", "public_left_out", "images", "utility", "exposure"),
+    *("raw_shards", "search", "records"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ def read_context(
     if not (out / CONTEXT).is_file():
         return None
     context = read_json_object(out / CONTEXT)
-    if lacking := [name for name in ALWAYS_WRITTEN if name not in context]:
+    if lacking := [name for name in ENTRIES if name not in context]:
         raise UserError(
             f"{out / CONTEXT} has no {lacking[0]}: it is damaged or of another version; choose another out= or remove {out}"
         )
@@ -115,7 +104,7 @@ def read_context(
     for role, model in models.items():
         if (file := changed_weights(model.weights, context["weights"][role])) is not None:
             raise UserError(
-                f"the model in {file} changed since {out} was measured; choose another out= or remove {out}"
+                f"{file} of the model changed since {out} was measured; choose another out= or remove {out}"
             )
     if context["data"] != data:
         raise UserError(

@@ -60,7 +60,9 @@ class Embeddings:
             dim = width
             keys += part_keys
         if not keys:
-            raise UserError(f"no pair of the set in {folder} can be used; see the log for the reasons")
+            raise UserError(
+                f"{folder} has no vectors: no pair of the set can be used; a log of its embedding has the reasons"
+            )
         if len(set(keys)) != len(keys):
             duplicate = Counter(keys).most_common(1)[0][0]
             raise UserError(f"{folder} has the key {duplicate!r} twice; keys must be unique within a set")
@@ -100,13 +102,12 @@ class Embeddings:
 
         Raises UserError for a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
         """
-        keys = self.keys if keys is None else keys
-        if absent := [key for key in keys if key not in self.rows]:
+        if keys is not None and (absent := [key for key in keys if key not in self.rows]):
             raise UserError(
                 f"{self.folder} has no vector for {len(absent)} of {len(keys)} keys, the first is {absent[0]!r}; "
                 "embed these pairs, or choose other sets"
             )
-        rows = np.array([self.rows[key] for key in keys], np.int64)
+        rows = np.arange(len(self)) if keys is None else np.array([self.rows[key] for key in keys], np.int64)
         vectors = np.empty((len(rows), self.dim), np.float16)
         start = 0
         for name, part in zip(self.names, self.parts(), strict=True):

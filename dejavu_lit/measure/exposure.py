@@ -11,6 +11,7 @@ import numpy as np
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.subgroups import GroupMeans
+from dejavu_lit.utils.errors import UserError
 
 # Largest exposure of a level / its smallest: above what skipped pairs explain, below a planted doubling.
 LEVEL_RATIO = 1.5
@@ -22,7 +23,19 @@ def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any]
     Returns:
         {levels: [{exposure, low, high, records, hits, ppg|prg|aucg: {value, ci95}}] by rising exposure,
         spearman: {hits|recall: {rho, p}}}; hits is the mean of hits_T − hits_R.
+
+    Raises:
+        UserError: exposures that are not numbers ≥ 0.
     """
+    try:
+        exposure = np.asarray(exposure, np.float64)
+    except (TypeError, ValueError):  # text
+        exposure = np.array([np.nan])
+    if not (np.isfinite(exposure).all() and (exposure >= 0).all()):
+        raise UserError(
+            "the column exposure of the records, how often training saw each pair, must have a number of at least 0 for "
+            "every record; evaluate again into another folder"
+        )
     code = exposure_levels(exposure)
     if not len(code) or code.max() == 0:
         return None

@@ -43,13 +43,7 @@ def group_gaps(
         of a group are None if the records have no such scores, or none of its pairs was drawn for them. Raises UserError for an
         unknown column, or if no record of H has objects.
     """
-    name = META + column.removeprefix(META)  # an entry called like a column of ours is the entry
-    if name not in population.columns:
-        entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
-        raise UserError(
-            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from "
-            f"{', '.join(entries) or 'none'}, or name an entry of few pairs in a new out="
-        )
+    name = _entry(column, population)
     measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))
     if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to compare the groups with")
@@ -86,6 +80,20 @@ def group_gaps(
         },
         "without": len(with_objects) - sum(map(len, members.values())),
     }
+
+
+def _entry(column: str, population: Records) -> str:
+    """The records' column of an entry of the pairs' JSON; raises UserError if they have no such entry."""
+    name = META + column.removeprefix(META)  # an entry called like a column of ours is the entry
+    if name not in population.columns:
+        entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
+        raise UserError(
+            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}, "
+            "or name an entry of few pairs in a new out="
+            if entries
+            else f"group={column}: these pairs' JSON has no entries; prepare them from data with a column of that name"
+        )
+    return name
 
 
 def _gaps(group: Outcomes) -> dict[str, float]:

@@ -5,7 +5,6 @@ records and the settings.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,10 +151,7 @@ def _by_threshold(
     rows = []
     for threshold in settings.thresholds:
         objects = objects_at(threshold)
-        joined = {
-            name: replace(r, truth=objects[BLOCK_SETS[name]].take(r.keys), public=objects["P"].take(r.public.keys))
-            for name, r in sets.items()
-        }
+        joined = {name: r.with_objects(objects[BLOCK_SETS[name]], objects["P"]) for name, r in sets.items()}
         rows.append({"threshold": threshold} | gap_blocks(joined, settings, f"at threshold {threshold}"))
     return rows
 
@@ -166,7 +162,7 @@ def _planted(records: Records, results: Outcomes, reasons: dict[str, str]) -> di
         reasons["planted"] = "it is not known how often training saw each pair"
         return None
     with_objects = records.truth.counts() > 0
-    by_exposure = gaps_by_exposure(results, np.asarray(records.columns[EXPOSURE], np.float64)[with_objects])
+    by_exposure = gaps_by_exposure(results, np.asarray(records.columns[EXPOSURE])[with_objects])
     if by_exposure is None:
         reasons["planted"] = "every pair was seen about equally often"
     return by_exposure

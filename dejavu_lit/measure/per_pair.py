@@ -36,7 +36,8 @@ def pair_gaps(
     known = [key for key in distinct if key in row_of]
     unknown = [key for key in distinct if key not in row_of]
     if not known:
-        raise UserError(f"none of the {len(keys)} keys is a pair of the target's set A; check keys=")
+        first = f", the first is {keys[0]!r}" if keys else ""
+        raise UserError(f"none of the {len(keys)} keys is a pair of the target's set A{first}; check keys=")
     counts = population.truth.counts()
     bare = [key for key in known if counts[row_of[key]] == 0]
     rows = np.array([row_of[key] for key in known if counts[row_of[key]] > 0], np.int64)

@@ -10,7 +10,7 @@ objects stay, with null precision and recall. String lists are dictionary-encode
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,13 @@ class Records:
         both = (self.target, self.reference)
         target, reference = (score(neighbors, self.public, self.truth, ks, top_m) for neighbors in both)
         return target, reference
+
+    def with_objects(self, truth: Objects, public: Objects) -> "Records":
+        """The same records, joined by key to other objects, e.g. at another threshold.
+
+        Raises UserError if these have no row for a record or a public image.
+        """
+        return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 
 def write_records(path: Path | str, records: Records, k: int, top_m: int | None = None) -> None:

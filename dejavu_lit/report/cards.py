@@ -99,13 +99,16 @@ def read_rows(path: Path, ranks: Rankings, chosen: set[str], k: int) -> list[Row
 
 
 def _read_by_key(path: Path, keys: Sequence[str]) -> dict[str, Row]:
-    """{key: row} of the rows with these keys."""
-    chosen = pc.field("key").isin(pa.array(keys, pa.string()))
-    with records_file_errors(path):
-        rows: list[Row] = pq.read_table(path, columns=SCHEMA.names, filters=chosen).to_pylist()
-        for row in rows:
-            _check_row(row)
-    return {row["key"]: row for row in rows}
+    """{key: row} of the rows with these keys; one row group is in memory at a time."""
+    chosen = pa.array(keys, pa.string())
+    by_key: dict[str, Row] = {}
+    with records_file_errors(path), pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=SCHEMA.names)
+            for row in group.filter(pc.is_in(group["key"], value_set=chosen)).to_pylist():
+                _check_row(row)
+                by_key[row["key"]] = row
+    return by_key
 
 
 def _check_row(row: Row) -> None:

@@ -64,11 +64,12 @@ def draw_figures(
     """
     try:
         from dejavu_lit.report.figures import missing_characters
-        from dejavu_lit.report.plots import evaluation_plots
-        from dejavu_lit.report.study_plots import study_plots
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
+    from dejavu_lit.report.plots import evaluation_plots
+    from dejavu_lit.report.study_plots import study_plots
+
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
     labels = json.dumps([plot.rows for plot in plots], default=str, ensure_ascii=False)
     if missing := missing_characters(labels):

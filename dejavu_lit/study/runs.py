@@ -60,7 +60,7 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
     """Save a run's settings, of a started one only the limits of loading and the path of a gap reference that was moved; a
     training at work keeps its settings.
 
-    Raises UserError if another run is there.
+    Raises UserError if another run is there, or one at work that keeps too few checkpoints.
     """
     directory.check(run)
     if directory.started:
@@ -76,6 +76,14 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
             directory.save(run)
     except UserError:  # at work
         directory.check(run, take_over=False)
+        kept = directory.read(TrainingRun).trainer
+        if missing := [
+            e for e in run.trainer.checkpoint_at if e not in kept.checkpoint_at and e % kept.checkpoint_epochs
+        ]:
+            raise UserError(
+                f"{directory.path} is being trained without keeping epoch {missing[0]}; wait until it has ended, then run this "
+                "command again"
+            ) from None
 
 
 def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:

@@ -234,7 +234,7 @@ def _failure_reason(path: Path) -> str:
     if not (output := _output(path)):
         return "it left the queue and wrote nothing (cancelled, or a failed node); run the same command again"
     ended = r"error: \1; run the same command again to resume"  # cancelled, over its time, preempted
-    output = re.sub(r".*error: \*\*\* (JOB .+) \*\*\*", ended, output)
+    output = re.sub(r".*error: \*\*\* ((?:JOB|STEP) .+) \*\*\*", ended, output)
     return failure_reason(output, 1, Path(read_json(path / JOB)["log"]))
 
 

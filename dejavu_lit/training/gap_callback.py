@@ -53,13 +53,13 @@ class GapCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the rows; raises UserError if they were measured with another reference or other options."""
         for name, value in self._measured_with().items():
-            if (earlier := state_dict[name]) != value:
+            if (earlier := state_dict.get(name, value)) != value:  # an earlier version saved only the reference
                 raise UserError(
                     f"this run's gaps were measured with gaps.{name}={earlier} and cannot continue with {value}; "
                     f"set gaps.{name} back to it, or use another out="
                 )
         self.rows, self.stopped = list(state_dict["rows"]), state_dict["stopped"]
-        self.seconds = state_dict["seconds"]
+        self.seconds = state_dict.get("seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw the samples, or end at once if the budget was already exceeded."""

@@ -80,6 +80,11 @@ def test_refuses_what_is_no_comparison(text: str) -> None:
         Gate.parse(text)
 
 
+def test_an_empty_condition_is_said_to_be_empty() -> None:
+    with pytest.raises(UserError, match="fail_if= is empty"):
+        Gate.parse(" ")
+
+
 CONDITIONS = ["a.b[0]>0", "by_k['10'].x < 1", "a['it\\'] > 0", 'a["x"] > 1\\', "", "a == 'b\\'c'"]
 
 
@@ -166,6 +171,13 @@ def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str
     [
         ("symmetric.ppgg.value", "symmetric.ppgg.value is not in metrics.json (did you mean 'ppg'?); symmetric has aucg, ppg"),
         ("symetric.ppg.value", "symetric.ppg.value is not in metrics.json (did you mean 'symmetric'?); it has base, blind, "),
+        ("by_k.ten.symmetric.ppg.value", "by_k.ten.symmetric.ppg.value is not in metrics.json; by_k has no such entry"),
+        ("symmetric.ppg.ci95[2]", "symmetric.ppg.ci95[2] is not in metrics.json; symmetric.ppg.ci95 has no such entry"),
+        ("symmetric.ppg.value.low", "symmetric.ppg.value.low is not in metrics.json; symmetric.ppg.value has no such entry"),
+        ("symmetric.ppg.ci95[99999999999]", "symmetric.ppg.ci95[99999999999] is not in metrics.json; symmetric.ppg.ci95 has "),
+        ("symmetric.ppg", "symmetric.ppg is not a number; it has ci95, "),
+        ("symmetric.ppg.ci95", "symmetric.ppg.ci95 is not a number"),
+        ("found.words", "found.words is not a number"),
     ],
 )  # fmt: skip
 def test_names_that_no_metrics_json_can_have_are_refused_before_the_work(path: str, said: str) -> None:

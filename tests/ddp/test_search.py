@@ -219,6 +219,11 @@ def test_annotating_is_shared(options, tmp_path):
             "trainer.num_nodes=2: processes on other machines cannot be started",
         ),
         (["trainer.precision=bf16-true"], {}, "trainer.precision applies to training only"),
+        (
+            ["trainer.loader.workers=4"],
+            {},
+            "trainer.loader.workers applies to training only; use workers=N for the threads that read and decode",
+        ),
         (["trainer.devices=2", "out=null"], {}, "give out=DIR"),
         (
             ["trainer.devices=3"],

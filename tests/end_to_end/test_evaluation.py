@@ -530,7 +530,7 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     assert all(f'["{key}","' in cards for key in list(shown)[:5])  # with their thumbnails
     done = call("evaluate", *sides, *options[:-1], "fail_if=", f"out={out}")
     assert done.returncode == 1
-    assert "fail_if='' is not a condition" in done.stderr
+    assert "fail_if= is empty" in done.stderr
     assert metrics(out)["search"]["copies"] == 0  # read from the images, since no manifest lists them
     others = tmp_path / "objects/A/00000.parquet"
     annotator, _ = read_part(others)

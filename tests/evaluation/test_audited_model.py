@@ -90,7 +90,7 @@ def test_an_evaluation_notices_other_weights_at_the_same_path(
     shutil.copyfile(foreign, weights)
     done = call("evaluate", *options)
     assert done.returncode == 1
-    assert f"the model in {weights} changed since" in done.stderr
+    assert f"{weights} of the model changed since" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "gap/metrics.json").read_bytes() == before
 

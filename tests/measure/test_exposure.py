@@ -4,6 +4,7 @@ from scipy import stats
 
 from dejavu_lit.measure.exposure import exposure_levels, gaps_by_exposure, spearman
 from dejavu_lit.measure.gaps import Outcomes
+from dejavu_lit.utils.errors import UserError
 
 
 def test_the_gap_rises_with_exposure() -> None:
@@ -37,5 +38,8 @@ def test_spearman_of_extremes() -> None:
     assert spearman(np.arange(5), np.zeros(5)) == {"rho": None, "p": None}
 
 
-def test_about_equal_exposures_are_one_level() -> None:
-    assert gaps_by_exposure(Outcomes(*np.ones((4, 3), int)), np.array([10, 11, 12, 12])) is None
+def test_mistakes_are_named() -> None:
+    outcomes = Outcomes(*np.ones((4, 3), int))
+    assert gaps_by_exposure(outcomes, np.array([10, 11, 12, 12])) is None
+    with pytest.raises(UserError, match="a number of at least 0"):
+        gaps_by_exposure(outcomes, np.array([1, np.nan, 2, 3]))

@@ -160,7 +160,7 @@ def test_small_groups_are_counted_and_unknown_columns_are_refused() -> None:
         group_gaps(a, h, "ower", 3)
     with pytest.raises(UserError, match="group=object_count is not an entry"):
         group_gaps(a, h, "object_count", 3)
-    with pytest.raises(UserError, match="choose from none"):
+    with pytest.raises(UserError, match="JSON has no entries"):
         group_gaps(replace(a, columns={}), h, "owner", 3)
 
 

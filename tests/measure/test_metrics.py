@@ -101,11 +101,7 @@ def test_thresholds_apply_to_true_and_predicted_objects() -> None:
     first, second = body["sensitivity"]["threshold"]
     joined = at(0.6)
     direct = measure(
-        *(
-            replace(r, truth=joined[s].take(r.keys), public=joined["P"].take(r.public.keys))
-            for r, s in zip(sets, "AHB", strict=True)
-        ),
-        settings=QUICK,
+        *(r.with_objects(joined[s], joined["P"]) for r, s in zip(sets, "AHB", strict=True)), settings=QUICK
     )
     assert first["symmetric"] == direct["symmetric"]
     assert first["counts"] == direct["counts"]
@@ -137,6 +133,8 @@ def test_an_exposure_of_the_photograph_is_not_training_exposure() -> None:
     assert body["planted"] is None
     assert body["reasons"]["planted"] == "it is not known how often training saw each pair"
     assert [g["group"] for g in body["subgroups"]["meta.exposure"]["groups"]] == ["1", "5"]
+    with pytest.raises(UserError, match="the column exposure of the records"):  # of a version without meta.
+        measure(replace(a, columns={"exposure": ["1/60"] * 120}), settings=QUICK)
 
 
 def test_the_same_call_gives_the_same_json() -> None:

@@ -13,7 +13,7 @@ from dejavu_lit.measure import records as module
 from dejavu_lit.measure.records import Records, read_records, write_records
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.errors import UserError
-from tests.measure.oracle import Case, figures
+from tests.measure.oracle import Case, figures, objects
 
 
 @pytest.mark.parametrize("top_m", [None, 2])
@@ -91,6 +91,19 @@ def test_entries_called_like_our_columns_come_back(tmp_path: Path) -> None:
     back = read_records(tmp_path / "r.parquet", case.truth_objects, case.public_objects)
     assert back.columns == columns
     assert back.keys == case.records().keys
+
+
+def test_other_objects_by_key() -> None:
+    case, fewer = Case(7), Case(7)
+    fewer.truth[0], fewer.public[0] = {"l001"}, set()
+    joined = case.records().with_objects(
+        objects(fewer.truth, case.labels, "a").take(sorted(case.truth_objects.keys, reverse=True)),
+        objects(fewer.public, case.labels, "p").take(sorted(case.public_objects.keys, reverse=True)),
+    )
+    assert [set(joined.truth.names(row)) for row in range(len(joined))] == fewer.truth
+    assert [set(joined.public.names(row)) for row in range(len(fewer.public))] == fewer.public
+    target, _ = joined.scores([3])
+    assert target.hits[:, 0].tolist() == [len(fewer.guess("target", i, 3) & g) for i, g in enumerate(fewer.truth)]
 
 
 def test_no_records_and_records_without_columns(tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1"}
         (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script is not a step of srun
         (None, {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
         (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "7415", strict=True)}, None),
+        (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3525", strict=True)}, None),
         (
             None,
             {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3425", strict=True)},

@@ -458,7 +458,7 @@ def test_the_command_needs_no_torch(plain: Path, tmp_path: Path) -> None:
 def test_without_matplotlib_the_page_names_the_missing_package(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "dejavu_lit.report.plots", None)
+    monkeypatch.setitem(sys.modules, "dejavu_lit.report.figures", None)
     text = write_report(plain, out=tmp_path / "r", limit=3).read_text()
     assert "dejavu-lit[report]" in text
     assert "figures/" not in text

@@ -393,6 +393,8 @@ def test_a_training_at_work_keeps_its_settings(tmp_path):
     with locked(path / ".lock"):
         with pytest.raises(UserError, match=r"text_mask: 0\.3 → 0\.5"):
             train_missing({path: config(text_mask=0.5)}, launcher)
+        with pytest.raises(UserError, match="is being trained without keeping epoch 7"):
+            train_missing({path: config(text_mask=0.3, trainer=TrainerSettings(checkpoint_at=(7, 10)))}, launcher)
         assert launched == []
         train_missing({path: config(text_mask=0.3)}, launcher)
     assert launched == [path]

@@ -377,6 +377,8 @@ def test_rows_of_one_table_are_measured_with_the_same_options(tmp_path):
         other = GapCallback(replace(run, gaps=GapSettings(**change)), reference)
         with pytest.raises(UserError, match=rf"measured with gaps\.{name}=.* and cannot continue with {change[name]};"):
             other.load_state_dict(state)
+        other.load_state_dict({"reference": "embeddings:x", "rows": [row], "stopped": None})  # of an earlier version
+        assert other.rows == [row]
     same = GapCallback(replace(run, gaps=GapSettings(every=2)), reference)
     same.load_state_dict(state)
     assert (same.rows, same.seconds) == ([row], 7.0)
