@@ -96,6 +96,7 @@ class Starter:
         order = {"command": command, "options": options, "out": str(out), "err": str(err or out), "cwd": str(cwd)}
         order |= {"ranks": ranks}
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("WANDB_SERVICE", None)  # the socket of a service that a fixture of this process has started
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(f"{json.dumps({**order, 'real': real, 'environment': environment})}\n".encode())
