@@ -33,7 +33,7 @@ CONTEXT = "context.json"
 METRICS = "metrics.json"
 ENTRIES = (
     *("config", "weights", "data", "largest_k", "public", "public_left_out", "images", "utility", "exposure"),
-    *("raw_shards", "search", "records"),
+    *("raw_shards", "training_differences", "search", "records", "tabulated"),
 )
 
 
