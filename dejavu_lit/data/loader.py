@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.stream import Batch, PairStream
+from dejavu_lit.utils.errors import UserError
 
 
 class EpochLoader:
@@ -56,6 +57,12 @@ class EpochLoader:
         # Only this object refers to torch's iterator, so that ``close`` ends the processes though a caller keeps this one.
         while (batch := next(self._batches, None)) is not None:
             yield batch
+            step += 1
+        if step < len(self):
+            raise UserError(
+                f"the processes of the data loader lost {len(self) - step} of {len(self)} batches, see their messages above; run the "
+                "same command again to resume"
+            )
 
     def close(self) -> None:
         """End the processes; another iteration starts new ones."""

@@ -23,7 +23,7 @@ from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
 from dejavu_lit.data.epoch import EpochPlan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -196,10 +196,18 @@ class PairStream(IterableDataset[Batch]):
         yield from (replace(first, skipped=[bad]) for bad in waiting)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        return {
+        tensors = {
             "images": torch.from_numpy(np.stack([sample.image for sample in samples])),
             "tokens": self.tokenizer([sample.caption for sample in samples]),
             "index": torch.tensor([sample.index for sample in samples]),
+        }
+        if get_worker_info() is not None:  # torch does it later, and drops the batch if that fails
+            remedy = "enlarge /dev/shm (docker run --shm-size=8g), or lower trainer.loader.workers or trainer.loader.prefetch"
+            with explained("a process of the data loader cannot pass on a batch", remedy, errors=(RuntimeError,)):
+                for tensor in tensors.values():
+                    tensor.share_memory_()
+        return {
+            **tensors,
             "replaced": sum(len(sample.skipped) for sample in samples),
             "unreadable": {index: reason for sample in samples for index, reason in sample.skipped},
         }

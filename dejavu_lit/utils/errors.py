@@ -10,17 +10,20 @@ from difflib import get_close_matches
 REMEDIES = {
     errno.ENOSPC: "free some space there, then run the same command again",
     errno.EDQUOT: "free some space there, then run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run the same command again",
     errno.EROFS: "choose a writable folder, or remount this one",
     errno.EACCES: "choose another folder, or fix its permissions",
     errno.EPERM: "choose another folder, or fix its permissions",
     errno.EIO: "check the disk, then run the same command again",
     errno.ESTALE: "the network file system lost it; run the same command again",
     errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command again",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u, or the container's), or choose fewer workers",
     errno.ELOOP: "it is a link, which is not followed here; remove it",
     errno.ENOMEM: "give the command more memory, or choose a smaller batch or fewer workers",
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
     errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
+IN_WORDS = {"Too many open files": errno.EMFILE, "can't start new thread": errno.EAGAIN}  # a RuntimeError of torch, Python
 LONGEST = 240  # characters of another library's message
 
 
@@ -95,13 +98,21 @@ def error_sentence(error: BaseException) -> str | None:
         return str(error)
     if lacks_memory(error):
         return f"not enough memory ({first_line(error)}); {REMEDIES[errno.ENOMEM]}"
+    for words, number in IN_WORDS.items():
+        if isinstance(error, RuntimeError) and str(error).startswith(words):
+            return f"{words}; {REMEDIES[number]}"
     return os_error_sentence(error) if isinstance(error, OSError) else None
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch says so of a GPU by OutOfMemoryError, else by RuntimeError, neither a MemoryError."""
-    torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torch_error)
+    """Whether memory ran out; torch says so of a GPU by OutOfMemoryError, else by RuntimeError, neither a MemoryError.
+
+    A limit of address space (``ulimit -v``) already keeps torch from being imported.
+    """
+    message = str(error)
+    torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in message
+    unloadable = isinstance(error, ImportError) and message.endswith("failed to map segment from shared object")
+    return isinstance(error, MemoryError) or unloadable or (isinstance(error, RuntimeError) and torch_error)
 
 
 def device_failed(error: BaseException) -> bool:

@@ -53,7 +53,7 @@ def clean_exit() -> Iterator[None]:
         number = signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT
         how = "terminated" if isinstance(end, Terminated) else "interrupted"
         fail(str(end) or f"{how}; run the same command again to continue", 128 + number)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at exit
             sys.exit(128 + signal.SIGPIPE)

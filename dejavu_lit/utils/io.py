@@ -11,7 +11,6 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 from dejavu_lit.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
-FULL = 1 << 20  # bytes: with less free space than this, a failed write is taken for a full disk
+ATTEMPT = 1 << 20  # bytes that the system is asked to write after a library failed to, without saying why
 LISTED_KINDS = 10  # of unread files, in a message
 
 
@@ -47,11 +46,26 @@ def atomic(path: Path | str) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             if error.filename in (None, str(part)):
                 raise OSError(error.errno, error.strerror, str(path)) from error
-        elif shutil.disk_usage(path.parent).free < FULL:
-            raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error
+        elif number := _refusal(part, error):
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _refusal(part: Path, error: Exception) -> int | None:
+    """The number with which the system refuses to write to ``part``: a full disk, a quota, a limit of file sizes.
+
+    Some libraries do not say it, those in Rust only in their message.
+    """
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(number[1])
+    try:
+        with open(part, "ab") as file:
+            file.write(bytes(ATTEMPT))
+    except OSError as refused:
+        return refused.errno
+    return None
 
 
 @contextmanager

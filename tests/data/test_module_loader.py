@@ -11,6 +11,7 @@ import torch
 from benchmarks.shards import write_shards
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.data.test_epoch import batches
 from tests.data.test_stream import module, pair
@@ -145,3 +146,33 @@ def test_a_stalled_process_does_not_block_the_exit_of_a_slurm_job(folder):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["DataLoader timed out after 20 seconds", "4"]
+
+
+def test_a_batch_that_does_not_fit_into_shared_memory_is_told_at_once(pairs, monkeypatch):
+    """As in a container, where /dev/shm has 64 MB; torch would drop the batch and go on."""
+
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    loader = pairs.train_dataloader()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match="--shm-size"):
+        next(loader.batches(0))
+
+
+def test_a_batch_that_is_lost_between_the_processes_is_told(pairs, monkeypatch):
+    """Whatever torch fails to pass on, it drops: the epoch would have fewer steps, the exposures other pairs."""
+    loader = pairs.train_dataloader()
+    collate = loader._stream.collate
+    lost = planned(pairs, 0)[4]
+
+    def collated(samples):
+        batch = collate(samples)
+        return {**batch, "unsendable": lambda: 0} if batch["index"].tolist() == lost else batch
+
+    monkeypatch.setattr(loader._stream, "collate", collated)
+    seen = []
+    with pytest.raises(UserError, match="lost 1 of 9 batches"):  # noqa: PT012
+        for batch in loader.batches(0):
+            seen.append(batch["index"].tolist())
+    assert seen == [batch for batch in planned(pairs, 0) if batch != lost]

@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from dejavu_lit.utils.errors import LONGEST, UserError, explained, first_line, os_error_sentence
+from dejavu_lit.utils.errors import LONGEST, UserError, error_sentence, explained, first_line, os_error_sentence
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,14 @@ def test_only_the_given_errors_are_told_as_a_sentence() -> None:
 def test_an_error_of_the_system_without_a_message_is_told_by_its_class() -> None:
     assert os_error_sentence(TimeoutError()) == "TimeoutError"
     assert os_error_sentence(OSError("no such host")) == "no such host"
+
+
+def test_limits_that_are_told_in_words_get_their_remedy() -> None:
+    files = RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+    assert (error_sentence(files) or "").startswith("Too many open files; raise the limit of open files (ulimit -n)")
+    threads = RuntimeError("can't start new thread")
+    assert (error_sentence(threads) or "").startswith("can't start new thread; raise the limit of processes")
+    assert error_sentence(RuntimeError("another")) is None
 
 
 def test_weights_that_do_not_fit_are_told_with_the_tensor() -> None:

@@ -2,11 +2,14 @@
 
 import os
 import re
+import resource
 from collections.abc import Callable
-from errno import ENOSYS
+from errno import EFBIG, ENOSYS
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.errors import UserError, os_error_sentence
@@ -40,6 +43,20 @@ def test_an_error_of_the_system_names_the_file_that_the_user_knows(tmp_path: Pat
     with pytest.raises(OSError, match=re.escape(str(path))) as caught, atomic(path):
         pass  # nothing was written, so there is nothing to rename
     assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_refusal_of_the_system_that_a_library_does_not_pass_on_is_found(save: Callable[..., None], tmp_path: Path) -> None:
+    """A limit of file sizes, as a quota: there is free space all the same."""
+    path, limits = tmp_path / "weights", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="weights") as caught, atomic(path) as part:
+            save({"a": torch.zeros(100_000)}, part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (EFBIG, str(path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
