@@ -60,8 +60,8 @@ class EpochLoader:
             step += 1
         if step < len(self):
             raise UserError(
-                f"the processes of the data loader lost {len(self) - step} of {len(self)} batches, see their messages above; run the "
-                "same command again to resume"
+                f"the processes of the data loader lost {len(self) - step} of {len(self)} batches, see their messages above; run "
+                "the same command again to resume"
             )
 
     def close(self) -> None:

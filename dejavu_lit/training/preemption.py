@@ -19,6 +19,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from dejavu_lit.utils.errors import first_line
+from dejavu_lit.utils.exit_codes import early_signals, keep_signal
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Preemption(Callback):
                 for number in signals
                 if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN  # a background job ignores it
             }
+            for number in early_signals:
+                self._handle(number, None)
 
     def _handle(self, number: int, frame: object) -> None:
         if number == self.caught == signal.SIGINT:
@@ -85,6 +88,7 @@ class Preemption(Callback):
         )
         log.info("%s: %s; the same command continues from there", signal.Signals(number).name, saved)
         owner, job = self._previous_handlers.get(number), os.environ.get("SLURM_JOB_ID")
+        owner = None if owner is keep_signal else owner
         if number == signal.SIGTERM and job:
             self.caught = 0
             return

@@ -11,11 +11,12 @@ from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks, rank
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.exit_codes import clean_exit
+from dejavu_lit.utils.exit_codes import clean_exit, signals_kept
 from dejavu_lit.utils.printable import log_warnings
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 
 
+@signals_kept()
 def run_training(run: TrainingRun, out: Path | str) -> Path:
     """Train in ``out``, or continue the run there; device, models and data are checked before anything is written."""
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)

@@ -23,7 +23,10 @@ REMEDIES = {
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
     errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
-IN_WORDS = {"Too many open files": errno.EMFILE, "can't start new thread": errno.EAGAIN}  # a RuntimeError of torch, Python
+IN_WORDS = {
+    "Too many open files": errno.EMFILE,
+    "can't start new thread": errno.EAGAIN,
+}  # a RuntimeError of torch, Python
 LONGEST = 240  # characters of another library's message
 
 

@@ -18,6 +18,8 @@ from typing import NoReturn, TextIO
 from dejavu_lit.utils.errors import UserError, error_sentence
 from dejavu_lit.utils.printable import printable
 
+early_signals: list[int] = []  # see signals_kept
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; a KeyboardInterrupt, so that the same handlers clean up."""
@@ -88,6 +90,31 @@ def _raise_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def keep_signal(number: int, frame: object) -> None:
+    early_signals.append(number)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """In a SLURM job, keep the signals that announce its end in ``early_signals``, for a training that has not yet begun.
+
+    They would end the process, and SLURM requeues no job that ends by itself, also if it was being preempted. Signals that
+    submitit handles are left to it.
+    """
+    early_signals.clear()
+    before = {}
+    if "SLURM_JOB_ID" in os.environ and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            owner = signal.getsignal(number)
+            if owner == signal.SIG_DFL or getattr(owner, "__module__", None) == __name__:
+                before[number] = signal.signal(number, keep_signal)
+    try:
+        yield
+    finally:
+        for number, owner in before.items():
+            signal.signal(number, owner)
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

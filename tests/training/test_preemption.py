@@ -1,11 +1,13 @@
 """What ends a training after a signal, without training."""
 
+import os
 import signal
 from types import SimpleNamespace
 
 import pytest
 
 from dejavu_lit.training.preemption import Preemption
+from dejavu_lit.utils.exit_codes import signals_kept
 
 
 def test_term_after_ctrl_c_ends_the_training_of_a_study_within_an_allocation(tmp_path, monkeypatch):
@@ -39,3 +41,27 @@ def test_a_job_that_slurm_does_not_requeue_ends_as_elsewhere(tmp_path, monkeypat
         warned.on_train_epoch_start(trainer, None)
     assert end.value.code == 128 + signal.SIGUSR1
     assert "SLURM did not requeue the job" in caplog.text
+
+
+def test_a_signal_before_the_training_requeues_the_job_at_its_first_epoch(tmp_path, monkeypatch):
+    """It would end a process that still loads its data, and SLURM requeues no job that ends by itself."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    trainer = SimpleNamespace(global_step=0, global_rank=0, loggers=[], world_size=1)
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with signals_kept():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        warned = Preemption(tmp_path / "last.ckpt")
+        found = {number: signal.getsignal(number) for number in numbers}
+        warned.listen()
+        for number, handler in found.items():  # as Lightning does after fit
+            signal.signal(number, handler)
+        with pytest.raises(SystemExit) as end:
+            warned.on_train_epoch_start(trainer, None)
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    assert [signal.getsignal(number) for number in numbers] == before

@@ -46,7 +46,9 @@ def test_an_error_of_the_system_names_the_file_that_the_user_knows(tmp_path: Pat
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file])
-def test_a_refusal_of_the_system_that_a_library_does_not_pass_on_is_found(save: Callable[..., None], tmp_path: Path) -> None:
+def test_a_refusal_of_the_system_that_a_library_does_not_pass_on_is_found(
+    save: Callable[..., None], tmp_path: Path
+) -> None:
     """A limit of file sizes, as a quota: there is free space all the same."""
     path, limits = tmp_path / "weights", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
