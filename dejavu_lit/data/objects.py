@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import atomic, visible_files
+from dejavu_lit.utils.errors import UserError, first_line, has_remedy
+from dejavu_lit.utils.io import atomic, name_file_in_errors, visible_files
 
 METADATA = b"dejavu_lit"
 READ_ERRORS = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # of a damaged file
@@ -194,20 +194,24 @@ def read_objects(
 
 def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
     """The annotator and some columns of one part; raises UserError if it is damaged or not an object artifact."""
-    with _reading(path):
+    with reading(path):
         table = pq.read_table(path, columns=list(columns))
         annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
         return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (*READ_ERRORS, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged or not an object artifact ({first_line(error)}); annotate the images again"
-        ) from None
+def reading(
+    path: Path, problem: str = "is damaged or not an object artifact", remedy: str = "annotate the images again"
+) -> Iterator[None]:
+    """Turn what a damaged file raises into a UserError; an error of the system (EIO, no permission) stays, with the path."""
+    with name_file_in_errors(path):
+        try:
+            yield
+        except (*READ_ERRORS, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and has_remedy(error):
+                raise
+            raise UserError(f"{path} {problem} ({first_line(error)}); {remedy}") from None
 
 
 def _checked(table: pa.Table) -> pa.Table:
@@ -237,7 +241,7 @@ def as_stored(threshold: float) -> float:
 
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
-    with _reading(path):
+    with reading(path):
         reasons = json.loads(_metadata(path).get(FAILED, b"{}"))
         if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
             raise ValueError("its failed images are not {key: reason}")
@@ -258,7 +262,7 @@ def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> Non
 
 def is_part_of(path: Path, images: str) -> bool:
     """Whether a part has the objects of the images with this fingerprint, or does not say; raises UserError if damaged."""
-    with _reading(path):
+    with reading(path):
         return _metadata(path).get(IMAGES, images.encode()) == images.encode()
 
 

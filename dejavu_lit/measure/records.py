@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.objects import READ_ERRORS, Objects
+from dejavu_lit.data.objects import Objects, reading
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic
 
 SIDES = ("target", "reference")
@@ -218,14 +218,11 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
 @contextmanager
 def records_file_errors(path: Path) -> Iterator[None]:
     """Context for reading a records file: raises UserError with its path if it is missing, damaged or another file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run dejavu evaluate to create it") from None
-    except (*READ_ERRORS, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a records file ({first_line(error)}); remove it and run dejavu evaluate again"
-        ) from None
+    with reading(path, "is not a records file", "remove it and run dejavu evaluate again"):
+        try:
+            yield
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; run dejavu evaluate to create it") from None
 
 
 def check_schema(path: Path, names: Sequence[str]) -> None:

@@ -207,7 +207,7 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path | str) -> str:
     check_regular(path)
-    with open(path, "rb") as file:
+    with name_file_in_errors(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.data.objects import Objects
+from dejavu_lit.data.objects import Objects, read_part
 from dejavu_lit.measure import records as module
-from dejavu_lit.measure.records import Records, read_records, write_records
+from dejavu_lit.measure.records import Records, read_records, replace_columns, write_records
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, figures, objects
@@ -241,3 +242,19 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="k=99"):
         write_records(tmp_path / "r.parquet", Case(2).records(), 99)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_is_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To remove the records, or to annotate again, would lose hours of work."""
+
+    def fail(path: Path, **options: Any) -> pa.Table:
+        raise OSError(EIO, "Error reading bytes from file")
+
+    monkeypatch.setattr(pq, "read_table", fail)
+    for path, read in (
+        (tmp_path / "r.parquet", lambda path: replace_columns(path, (), {})),
+        (tmp_path / "o.parquet", read_part),
+    ):
+        with pytest.raises(OSError, match="Error reading") as caught:
+            read(path)
+        assert (caught.value.errno, caught.value.filename) == (EIO, str(path))
