@@ -14,6 +14,7 @@ from dejavu_lit.data.decode import BadPair, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
+from dejavu_lit.utils.progress import announce, progress
 
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
 Entry = TypeVar("Entry")
@@ -30,6 +31,7 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
         entry.pop("segmentation", None)
         return entry
 
+    announce(path)
     with explained(f"{path} is not valid JSON", "download it again", errors=(ValueError, RecursionError)):
         content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
@@ -44,7 +46,7 @@ def usable_entries(
     """``parse`` of each entry of the list ``name``; those that raise BadPair are counted in the log, UserError if all do."""
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
-    for number, entry in enumerate(content[name]):
+    for number, entry in enumerate(progress(content[name], f"reading {name}", unit="entry")):
         try:
             entries.append(parse(entry))
         except BadPair as error:
@@ -63,7 +65,7 @@ def usable_entries(
 
 def value_of(entry: Any, field: str) -> Any:
     value = entry.get(field) if isinstance(entry, dict) else None
-    if value is None:
+    if value is None or value == "":
         raise BadPair(f"it has no {field!r}")
     return value
 

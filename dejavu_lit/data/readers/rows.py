@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from glob import glob
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from dejavu_lit.data.readers.base import Paths, as_list
 from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, read_delimited, read_json_table
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object, visible_files
+from dejavu_lit.utils.progress import announce
 
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
@@ -113,6 +114,10 @@ class Rows:
     def folder(self, number: int) -> Path:
         return self._blocks[self._block_of(number)].folder
 
+    def folders(self) -> Iterator[Path]:
+        """That of each row, as ``folder`` gives it."""
+        return chain.from_iterable(repeat(block.folder, block.size) for block in self._blocks)
+
     def _block_of(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
 
@@ -170,6 +175,7 @@ def read_table(
     Raises UserError for another kind of file, and whatever libraries raise for a damaged one.
     """
     kind = file.suffix.lower()
+    announce(file)
     if kind in PARQUET:
         return pq.read_table(file)
     if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
@@ -222,4 +228,4 @@ def as_text(value: Any) -> str:
 
 def absolute(folder: Path, path: str) -> str:
     """A path relative to ``folder`` as an absolute one, without links resolved."""
-    return os.path.normpath(os.path.join(os.path.abspath(folder), path))
+    return os.path.abspath(os.path.join(folder, path))

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from dejavu_lit.data.objects import READ_ERRORS, Annotation
 from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, file_state, image_extension, read_image
 from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.progress import progress
 
-CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
+# Of Flickr30k's ``.token``: 1.jpg#0.
+CAPTION_NUMBER = re.compile(rf"(\.(?:{'|'.join(IMAGE_EXTENSIONS)}))#\d+$", re.IGNORECASE)
 LOOKED_AT = 20  # images of which one should exist
 logger = logging.getLogger(__name__)
 
@@ -127,7 +131,9 @@ class TableReader:
     def _names(self) -> list[str]:
         """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
         if not self._embedded:
-            return [file and absolute(self._folder(row), file) for row, file in enumerate(self._paths)]
+            paths = progress(self._paths, "finding rows of one image", unit="row")
+            folders = self._rows.folders() if self.images is None else repeat(Path(self.images), len(self._paths))
+            return [path and absolute(folder, path) for path, folder in zip(paths, folders, strict=True)]
         keys = self._texts(self._columns.key) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
 
@@ -151,7 +157,8 @@ class TableReader:
         numbers = dict[tuple[str, bytes] | int, int]()
         with self._reading():
             identities = (
-                (name, self._digest(row)) if name and counts[name] > 1 else row for row, name in enumerate(names)
+                (name, self._digest(row)) if name and counts[name] > 1 else row
+                for row, name in enumerate(progress(names, "comparing rows", unit="row"))
             )
             codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
         if len(numbers) < len(codes):

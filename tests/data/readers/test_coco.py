@@ -248,6 +248,7 @@ def test_ids_may_be_text(root: Path, first: type, second: type) -> None:
         ("instances", "annotations", {"bbox": None}, "it has no 'bbox'"),
         ("instances", "annotations", {"bbox": [1, 2, 3]}, "its bbox is not four numbers (x, y, width, height)"),
         ("instances", "categories", {"name": None}, "it has no 'name'"),
+        ("instances", "categories", {"name": ""}, "it has no 'name'"),
     ],
 )
 def test_one_bad_entry_is_skipped_and_counted(
