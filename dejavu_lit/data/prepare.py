@@ -149,7 +149,10 @@ def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     sets = _pair_sets(job, scans, assignment)
     write_json(job.out / UNFINISHED / SETTINGS, job.settings)
     entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
-    if empty := [pairs.name for pairs in sets if not len(pairs.rows)]:
+    empty = [pairs.name for pairs in sets if not len(pairs.rows)]
+    if empty := empty + [
+        name for name, size in job.sizes.items() if size and name not in entries
+    ]:  # a share below 1 pair
         logger.warning("not written, without any pair: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 
@@ -209,7 +212,10 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
             )
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
-            raise UserError(f"the key {key!r} occurs twice in the data; keys must be unique over all sources")
+            raise UserError(
+                f"the key {key!r} occurs twice in the data; keys must be unique over all sources, so choose others for one of "
+                "them (key=, of img2dataset url; of a folder its parent as path=)"
+            )
     return keys
 
 

@@ -88,6 +88,10 @@ def image_number(entry: Any, field: str) -> int:
     return number
 
 
+def _listed_file(entry: Any) -> tuple[int, Any]:
+    return image_number(entry, "id"), entry.get("file_name")  # LVIS has none
+
+
 def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
     category, box = coco_id(entry, "category_id"), value_of(entry, "bbox")
     if category not in code_of:
@@ -145,22 +149,26 @@ def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, An
 
 
 class CocoInstances:
-    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance."""
+    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance.
+
+    ``files`` has {image id: file name} of the images that are listed with one.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the files; raises UserError for one that is not an instances JSON."""
         rows: list[tuple[int, list[float], int]] = []
         labels: dict[str, int] = {}
-        listed: set[int] = set()
+        listed: dict[int, Any] = {}
         for path in paths:
             content = read_coco(path, "images", "annotations", "categories")
-            listed.update(usable_entries(path, content, "images", "instances", lambda image: image_number(image, "id")))
+            listed.update(usable_entries(path, content, "images", "instances", _listed_file))
             categories = usable_entries(path, content, "categories", "instances", _category)
             code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
             rows += usable_entries(path, content, "annotations", "instances", partial(_instance, code_of=code_of))
         images = np.array([image_id for _, _, image_id in rows], dtype=np.int64)
         order = np.argsort(images, kind="stable")
-        self.image_ids = frozenset(listed.union(image_id for _, _, image_id in rows))
+        self.image_ids = frozenset(listed.keys() | {image_id for _, _, image_id in rows})
+        self.files = {image_id: str(file) for image_id, file in listed.items() if file}
         self._images = images[order]
         self._codes = np.array([code for code, _, _ in rows], dtype=np.int32)[order]
         self._boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)[order]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.readers.base import Paths, as_list
 from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, read_delimited, read_json_table
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, shown
 from dejavu_lit.utils.io import read_json_object, visible_files
 from dejavu_lit.utils.progress import announce
 
@@ -161,8 +161,8 @@ def open_rows(
         first = schema if first is None else first
         if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and the files before it have {', '.join(first.names)}; give "
-                "files of one table"
+                f"{file} has the columns {shown(schema.names)}, and the files before it have {shown(first.names)}; give files of "
+                "one table"
             )
     return Rows(first or pa.schema([]), blocks)
 

@@ -1,5 +1,6 @@
 """Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex
@@ -14,13 +16,15 @@ from dejavu_lit.data.readers.rows import read_table
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.utils.errors import UserError, explained, suggest
+from dejavu_lit.utils.errors import UserError, explained, shown, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
+OTHER_SEPARATORS = (",", "|")
 NAMES = ("code", "name")  # the columns of ``names``
 # ["dog", "cat"], [1, 18], [], ('dog', 'cat') or {'dog'}: one label to a reader of text
 LIST_AS_TEXT = re.compile(r"""\s*(\[\s*['"\]\d-]|[({]\s*['"])""")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,26 @@ class TableLookup(Lookup):
                 problem = f"{count} columns" if count else "no column"
                 raise UserError(
                     f"{path} has {problem} {column!r}{suggest(column, table.column_names)}; it has "
-                    f"{', '.join(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
+                    f"{shown(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
                 )
         if table[self.key].null_count:
             raise UserError(f"{path} has rows without a key; fix them, or choose another column by annotator.key=")
+        self._warn_of_separator(table[self.labels_column])
         with explained(f"{path} has keys that are not text", "choose another column by annotator.key="):
             keys = table[self.key].cast(pa.string()).to_pylist()
         return KeyIndex(keys), table
+
+    def _warn_of_separator(self, labels: pa.ChunkedArray) -> None:
+        if not pa.types.is_string(labels.type) or pc.any(pc.match_substring(labels, self.separator)).as_py():
+            return
+        for other in OTHER_SEPARATORS:
+            if (pc.mean(pc.match_substring(labels, other)).as_py() or 0) >= 0.5:
+                logger.warning(
+                    "%s: most %s contain %r and none %r, so each is one label, such as %r; if they are lists, give "
+                    "annotator.separator=%r",
+                    *(self.path, self.labels_column, other, self.separator, labels[0].as_py(), other),
+                )
+                return
 
 
 def _parse_box(value: Any) -> list[float]:

@@ -290,6 +290,23 @@ def test_a_copy_of_an_image_s_entry_is_counted_and_another_image_of_its_id_refus
         CocoReader(root=root).keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "is_same"), [("COCO_val2014_000000000009.jpg", True), ("9.png", True), ("30.jpg", False)]
+)
+def test_ids_that_mean_other_files_in_the_instances_are_warned_of(
+    root: Path, caplog: pytest.LogCaptureFixture, name: str, is_same: bool
+) -> None:
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = f"val/{name}"
+    path.write_text(json.dumps(content))
+    CocoReader(root=root).read("000000000009")
+    text = (
+        f"1 images have another file name in the instances JSON, e.g. 000000000009: 000000000009.jpg and val/{name}; if"
+    )
+    assert (text in caplog.text) is not is_same
+
+
 def test_instances_of_an_image_that_is_not_listed_are_its_objects(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = root / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())

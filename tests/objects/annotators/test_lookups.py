@@ -175,6 +175,18 @@ def test_a_list_written_as_text_is_not_one_label(tmp_path: Path) -> None:
     assert TableLookup(path).annotation(pair("a")).labels == ["[unknown]", "cat"]
 
 
+def test_labels_joined_by_another_separator_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('key,labels\na,"cat, dog"\nb,cat\n')
+    assert TableLookup(path).annotation(pair("a")).labels == ["cat, dog"]
+    assert "most labels contain ',' and none ';', so each is one label, such as 'cat, dog'; if they" in caplog.text
+    caplog.clear()
+    assert TableLookup(path, separator=",").annotation(pair("a")).labels == ["cat", "dog"]
+    path.write_text('key,labels\na,"cat, dog"\nb,cat;dog\n')
+    assert TableLookup(path).annotation(pair("a")).labels == ["cat, dog"]
+    assert not caplog.records
+
+
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
     usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
