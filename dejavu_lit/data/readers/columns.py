@@ -44,6 +44,8 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
     names = rows.schema.names
     if names.count(name) == 1:
         return name
+    if option == "caption" and rows.column_of(name):
+        return name
     if option == "image" and set("{}") & set(PLACE.sub("", name)):
         raise UserError(
             f"data.reader.image={name} has braces that are no column; write {{id}}, its first characters {{id[:2]}}, or zeros "

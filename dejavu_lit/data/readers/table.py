@@ -49,7 +49,7 @@ class TableReader:
     """The column of images: paths relative to the table, bytes, or {bytes, path}; or a pattern of paths with columns in
     braces, such as {folder}/{image_id:012}.jpg; auto: guessed by its name."""
     caption: Any = "caption"
-    """The column or columns of captions, texts or lists of them, of JSON also of nested ones (sentences.raw); auto: guessed.
+    """The column or columns of captions, texts or lists of them, or entries of one (sentences.raw); auto: guessed.
     Without it, images alone, for a public set."""
     key: str | None = None
     """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all), or the
@@ -210,7 +210,7 @@ class TableReader:
     def _kept(self) -> list[str]:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
-        others = [name for name in self._rows.columns if name not in (image, *captions)]
+        others = [name for name in self._rows.columns if name not in (image, *map(self._rows.column_of, captions))]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))
         if binary := [name for name in others if is_embedded(self._rows.kind(name))]:
