@@ -149,10 +149,8 @@ def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     sets = _pair_sets(job, scans, assignment)
     write_json(job.out / UNFINISHED / SETTINGS, job.settings)
     entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
-    empty = [pairs.name for pairs in sets if not len(pairs.rows)]
-    if empty := empty + [
-        name for name, size in job.sizes.items() if size and name not in entries
-    ]:  # a share below 1 pair
+    too_small = [name for name, size in job.sizes.items() if size and name not in entries]  # shares below one pair
+    if empty := [*(pairs.name for pairs in sets if not len(pairs.rows)), *too_small]:
         logger.warning("not written, without any pair: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 

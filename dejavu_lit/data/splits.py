@@ -83,7 +83,7 @@ def set_sizes(
         )
     if not any(sizes.values()):
         raise UserError(
-            f"sizes ask for no pairs at all of the {pairs} in the data; give at least one set a size, e.g. data.sizes.A=1"
+            f"sizes ask for no pairs at all of the {pairs}; give at least one set a size, e.g. data.sizes.A=1.0"
         )
     return {name: sizes[name] for name in SETS if sizes.get(name)}
 

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import ENOENT
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from dejavu_lit.data.decode import (
     with_captions,
 )
 from dejavu_lit.data.objects import Annotation
-from dejavu_lit.data.readers.base import NO_FILE, KeyIndex, as_list, clean_keys, read_file, read_image
+from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, read_file, read_image
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, warn_unread
@@ -95,15 +94,10 @@ class FolderReader:
         states = []
         for file in progress(self._files, "looking at files", unit="image"):
             stem = os.path.splitext(file)[0]
-            for path in (file, f"{stem}.txt", f"{stem}.json"):
-                try:
-                    state = os.stat(os.path.join(self.path, path))
-                    states.append((file, state.st_size, state.st_mtime_ns))
-                except OSError as error:
-                    if error.errno not in (ENOENT, *NO_FILE):
-                        raise
-                    if not path.endswith(".json"):
-                        states.append((file, -1, -1))
+            for name in (file, f"{stem}.txt", f"{stem}.json"):
+                state = os.stat(path) if os.path.exists(path := os.path.join(self.path, name)) else None
+                if state or not name.endswith(".json"):
+                    states.append((file, state.st_size, state.st_mtime_ns) if state else (file, -1, -1))
         return {
             "reader": self.name,
             "path": str(Path(self.path).resolve()),

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from glob import glob
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,10 +133,6 @@ class Rows:
     def folder(self, number: int) -> Path:
         return self._blocks[self._block_of(number)].folder
 
-    def folders(self) -> Iterator[Path]:
-        """That of each row, as ``folder`` gives it."""
-        return chain.from_iterable(repeat(block.folder, block.size) for block in self._blocks)
-
     def _block_of(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
 
@@ -196,10 +192,9 @@ def read_table(
     kind = file.suffix.lower()
     announce(file)
     if kind in PARQUET:
-        fields = pq.read_schema(file)
-        return pq.read_table(
-            file, columns=[f.name for f in fields if f.name in text_columns or not is_embedded(f.type)]
-        )
+        needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
+        fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
+        return pq.read_table(file, columns=[field.name for field in fields])
     if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
         return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     if kind in JSON:

@@ -14,7 +14,6 @@ from collections import Counter
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ from dejavu_lit.data.objects import READ_ERRORS, Annotation
 from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, file_state, image_extension, read_image
 from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
-from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.progress import progress
 
-# Of Flickr30k's ``.token``: 1.jpg#0.
-CAPTION_NUMBER = re.compile(rf"(\.(?:{'|'.join(IMAGE_EXTENSIONS)}))#\d+$", re.IGNORECASE)
+CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
 LOOKED_AT = 20  # images of which one should exist
 logger = logging.getLogger(__name__)
 
@@ -132,8 +129,7 @@ class TableReader:
         """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
         if not self._embedded:
             paths = progress(self._paths, "finding rows of one image", unit="row")
-            folders = self._rows.folders() if self.images is None else repeat(Path(self.images), len(self._paths))
-            return [path and absolute(folder, path) for path, folder in zip(paths, folders, strict=True)]
+            return [path and absolute(self._folder(row), path) for row, path in enumerate(paths)]
         keys = self._texts(self._columns.key) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
 

@@ -20,7 +20,6 @@ from dejavu_lit.utils.errors import UserError, explained, shown, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
-OTHER_SEPARATORS = (",", "|")
 NAMES = ("code", "name")  # the columns of ``names``
 # ["dog", "cat"], [1, 18], [], ('dog', 'cat') or {'dog'}: one label to a reader of text
 LIST_AS_TEXT = re.compile(r"""\s*(\[\s*['"\]\d-]|[({]\s*['"])""")
@@ -158,16 +157,15 @@ class TableLookup(Lookup):
         return table.select(columns)
 
     def _warn_of_separator(self, labels: pa.ChunkedArray) -> None:
-        if not pa.types.is_string(labels.type) or pc.any(pc.match_substring(labels, self.separator)).as_py():
-            return
-        for other in OTHER_SEPARATORS:
-            if (pc.mean(pc.match_substring(labels, other)).as_py() or 0) >= 0.5:
+        """Warn if at least half of the labels seem to be several, joined otherwise."""
+        if pa.types.is_string(labels.type):
+            shares = {s: pc.mean(pc.match_substring(labels, s)).as_py() or 0 for s in (self.separator, ",", "|")}
+            other = max(shares, key=shares.__getitem__)
+            if not shares[self.separator] and shares[other] >= 0.5:
                 logger.warning(
-                    "%s: most %s contain %r and none %r, so each is one label, such as %r; if they are lists, give "
-                    "annotator.separator=%r",
-                    *(self.path, self.labels_column, other, self.separator, labels[0].as_py(), other),
+                    "%s: most %s contain %r and none %r, so each is one label; if they are lists, give annotator.separator=%r",
+                    *(self.path, self.labels_column, other, self.separator, other),
                 )
-                return
 
 
 def _parse_box(value: Any) -> list[float]:

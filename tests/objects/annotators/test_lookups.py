@@ -198,7 +198,10 @@ def test_labels_joined_by_another_separator_are_warned_of(tmp_path: Path, caplog
     path = tmp_path / "t.csv"
     path.write_text('key,labels\na,"cat, dog"\nb,cat\n')
     assert TableLookup(path).annotation(pair("a")).labels == ["cat, dog"]
-    assert "most labels contain ',' and none ';', so each is one label, such as 'cat, dog'; if they" in caplog.text
+    assert (
+        "most labels contain ',' and none ';', so each is one label; if they are lists, give annotator.separator=','"
+        in caplog.text
+    )
     caplog.clear()
     assert TableLookup(path, separator=",").annotation(pair("a")).labels == ["cat", "dog"]
     path.write_text('key,labels\na,"cat, dog"\nb,cat;dog\n')
