@@ -206,7 +206,9 @@ class TableReader:
     def _kept(self) -> list[str]:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
-        others = [name for name in self._rows.columns if name not in (image, *map(self._rows.column_of, captions))]
+        # An object with a caption keeps its other entries; a list of them, as in JSON, is no column of its own.
+        used = {name for name in map(self._rows.column_of, captions) if not pa.types.is_struct(self._rows.kind(name))}
+        others = [name for name in self._rows.columns if name != image and name not in used]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))
         if binary := [name for name in others if is_embedded(self._rows.kind(name))]:
