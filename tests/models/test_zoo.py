@@ -299,8 +299,9 @@ def test_unknown_names_raise_one_sentence(name, message):
 def test_empty_folders_and_devices(model, tmp_path):
     with pytest.raises(UserError, match="neither a run, nor an open_clip folder"):
         load_encoder(str(tmp_path))
-    with pytest.raises(UserError, match="device=tpux is not a device"):
-        load_encoder(str(model), device="tpux")
+    for device in ("tpux", "xpu", "hpu"):  # the last two are torch's, but not here
+        with pytest.raises(UserError, match=f"device={device} is not a device of this machine; use cpu"):
+            load_encoder(str(model), device=device)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda needs"):
             load_encoder(str(model), device="cuda")
