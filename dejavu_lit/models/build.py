@@ -88,8 +88,12 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     # open_clip warns about missing weights, which training is about to make.
     with explained(f"open_clip cannot build model.name={spec.name}", "check model.config"), silenced():
         model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
-        if pretrained:
-            _check_text_weights(text["hf_model_name"])
+        if pretrained:  # once more, because open_clip does not say which weights transformers drew at random
+            from transformers import AutoModel
+
+            tower = text["hf_model_name"]
+            _, report = AutoModel.from_pretrained(tower, output_loading_info=True, trust_remote_code=False)
+            check_loaded(f"the text tower {tower}", report, unused="pooler")
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
@@ -102,14 +106,6 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     if spec.init and not resumed:
         _load_initial_weights(model, spec, tokenizer)
     return model.train()  # a text tower of transformers comes in eval mode, without its dropout
-
-
-def _check_text_weights(tower: str) -> None:
-    """Load a text tower once more, because open_clip does not say which weights transformers drew at random."""
-    from transformers import AutoModel
-
-    _, report = AutoModel.from_pretrained(tower, output_loading_info=True, trust_remote_code=False)
-    check_loaded(f"the text tower {tower}", report, unused="pooler")
 
 
 def _load_initial_weights(model: nn.Module, spec: ModelSpec, tokenizer: Any) -> None:
