@@ -82,6 +82,8 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '([\w./@]+)'", text)
     key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
+    if unknown and key.startswith("model.config."):  # a mapping that may get further entries
+        return f"{key} is not in the config of this model; to add it, put a + before it: +{key}=…"
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
