@@ -18,6 +18,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.measure.figures import signed
+from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import membership_sentence
 from dejavu_lit.report.modelcard import markdown, study_markdown
@@ -724,6 +725,19 @@ def test_a_study_with_figures_of_another_type_is_damaged(path: str, small_study:
     write_json(tmp_path / "study.json", contents)
     with pytest.raises(UserError, match=r"study\.json is damaged \(\$\..*(is not of type|is not valid under any)"):
         read_study(tmp_path / "study.json")
+
+
+@pytest.mark.parametrize("path", ["curves.recall.x", "curves.sample.0.hits.top"])
+def test_lists_of_a_curve_that_differ_in_length_are_damage(path: str, evaluation: Path, tmp_path: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    *parents, last = path.split(".")
+    place = metrics
+    for name in parents:
+        place = place[int(name) if name.isdecimal() else name]
+    place[last].append(1)
+    write_json(tmp_path / "metrics.json", metrics)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged \(the lists of a curve differ in length\); run"):
+        read_metrics(tmp_path)
 
 
 def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:
