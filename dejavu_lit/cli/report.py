@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_warnings()
     with clean_exit():
         if {"-h", "--help"} & set(given):
-            lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
-            print(HEAD, *lines, EXAMPLES, sep="\n")
+            from dejavu_lit.cli.help import own_text
+
+            print(HEAD, own_text(options(Report)), EXAMPLES, sep="\n")
         elif page := run(given):
             print(page)
