@@ -120,6 +120,8 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
         try:
             parser.parse_override(argument)
         except HydraException:
+            if not equals and "/" in argument:
+                return f"{argument} has no name; write NAME={argument}, with the option that it is for"
             if not equals:
                 return f"{argument} has no value; write {argument}=…"
             if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need

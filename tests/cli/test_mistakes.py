@@ -37,6 +37,8 @@ MISTAKES = {
     "train side=target model=vit_b_32 model.name=ViT-B-33": "model.name=ViT-B-33 is not an open_clip architecture (did you mean ",
     "train side=target model=vit_b_32 model.name=ViT-B-32:openai": "model.name=ViT-B-32:openai is not an open_clip architecture",
     "train side=target batch": "batch has no value; write batch=…",
+    "evaluate runs/a": "runs/a has no name; write NAME=runs/a, with the option that it is for",
+    f"report {ROOT}/README.md": f"{ROOT}/README.md is a file; give the out= folder of dejavu evaluate or dejavu mitigate",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
     "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",
     "evaluate": "target is missing; give target=RUN or a model",
