@@ -132,5 +132,8 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
                 parser.parse_override(quote)
                 if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
                     return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
-            return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+            with suppress(HydraException):
+                parser.parse_override(f"{name}=1")
+                return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+            return f"{argument}: Hydra cannot read the name {name!r}; use letters, digits, _ and - alone"
     return None

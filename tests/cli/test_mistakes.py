@@ -37,6 +37,9 @@ MISTAKES = {
     "train side=target model=vit_b_32 model.name=ViT-B-33": "model.name=ViT-B-33 is not an open_clip architecture (did you mean ",
     "train side=target model=vit_b_32 model.name=ViT-B-32:openai": "model.name=ViT-B-32:openai is not an open_clip architecture",
     "train side=target batch": "batch has no value; write batch=…",
+    "mitigate \"settings.a name, b=['mitigation.ema=0.9']\"": (
+        "settings.a name, b=['mitigation.ema=0.9']: Hydra cannot read the name 'settings.a name, b'; use letters, digits"
+    ),
     "evaluate runs/a": "runs/a has no name; write NAME=runs/a, with the option that it is for",
     f"report {ROOT}/README.md": f"{ROOT}/README.md is a file; give the out= folder of dejavu evaluate or dejavu mitigate",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
