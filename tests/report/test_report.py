@@ -740,6 +740,15 @@ def test_lists_of_a_curve_that_differ_in_length_are_damage(path: str, evaluation
         read_metrics(tmp_path)
 
 
+def test_the_home_folder_is_found_in_options(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves ``out=~/report`` as it is, and a folder named ~ invites somebody to remove it with all else."""
+    monkeypatch.setenv("HOME", str(plain.parent))
+    monkeypatch.chdir(tmp_path)
+    page = run([f"path=~/{plain.name}", "out=~/at-home", "redact=true", "limit=1"])
+    assert page == plain.parent / "at-home" / "index.html"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "gap", ignore=shutil.ignore_patterns("report"))
     text = (folder / "metrics.json").read_text()
