@@ -512,6 +512,11 @@ def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: P
     assert exposure_summary(metrics) == sentence
 
 
+def test_a_study_says_at_its_head_what_ppg_is(small_study: Path) -> None:
+    head = study_page(read_json(small_study / "study.json"), [], [], {}, "source").partition("<h2>")[0]
+    assert "PPG: share of pairs for which the target is the more precise" in head
+
+
 def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, redact=True, out=tmp_path / "report").parent
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
