@@ -3,6 +3,7 @@
 Options, their types and sentences are those of the dataclass in ``options.py``; the rest is read from conf/.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill, wrap
@@ -45,7 +46,7 @@ def text(conf: Path, command: str) -> str:
     return "\n\n".join([*parts, own_text(own_options(command)), fill(FOOT, WIDTH)])
 
 
-def own_text(known: list[Option]) -> str:
+def own_text(known: Iterable[Option]) -> str:
     """The options of a command, each with its default and its sentence."""
     return "\n".join([fill(OPTIONS_HEAD, WIDTH), *(line for option in known for line in _option(option))])
 
