@@ -23,6 +23,9 @@ from dejavu_lit.utils.errors import UserError, first_line
 log = logging.getLogger(__name__)
 FULL = 1 << 20  # bytes: with less free space than this, a failed write is taken for a full disk
 LISTED_KINDS = 10  # of unread files, in a message
+FORMULA = tuple(
+    "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+)  # how one begins in a spreadsheet; the last four are the wide forms
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def csv_cell(column: str, value: Any) -> Any:
         value = "; ".join(str(v) for v in value)
     if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
         return value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 def write_csv(
