@@ -23,9 +23,7 @@ from dejavu_lit.utils.errors import UserError, first_line
 log = logging.getLogger(__name__)
 FULL = 1 << 20  # bytes: with less free space than this, a failed write is taken for a full disk
 LISTED_KINDS = 10  # of unread files, in a message
-FORMULA = tuple(
-    "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
-)  # how one begins in a spreadsheet; the last four are the wide forms
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # begin one in a spreadsheet; the last four are wide forms
 
 
 @contextmanager
