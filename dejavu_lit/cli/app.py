@@ -124,7 +124,7 @@ def _fail_job(error: Exception, out: Path, failures: list[str]) -> None:
 def _out(cfg: DictConfig) -> Path:
     """The output directory: ``out=`` or a new one below outputs/; in a multirun the job's own folder below it."""
     hydra_config = HydraConfig.get()
-    given = Path(str(cfg.out)) if cfg.get("out") else None
+    given = Path(expand_home(str(cfg.out))) if cfg.get("out") else None
     if hydra_config.mode == RunMode.MULTIRUN:
         return (given or Path(hydra_config.sweep.dir)) / hydra_config.sweep.subdir
     return given or Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")

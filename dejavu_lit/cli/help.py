@@ -3,8 +3,10 @@
 Options, their types and sentences are those of the dataclass in ``options.py``; the rest is read from conf/.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from textwrap import wrap
+from shutil import get_terminal_size
+from textwrap import fill, wrap
 from typing import Any
 
 import yaml
@@ -23,24 +25,30 @@ GROUPS = {
     "experiment": "a study that is ready to run",
     "annotator": "who finds the objects",
 }
-WIDTH, INDENT = 120, 14
+WIDTH, INDENT = min(120, get_terminal_size((120, 24)).columns), 14  # columns
 GROUPS_HEAD = (
-    "Groups: GROUP=NAME chooses a file of conf/GROUP, GROUP.OPTION=VALUE changes an option of it; * is the default.\n"
+    "Groups: GROUP=NAME chooses a file of conf/GROUP, GROUP.OPTION=VALUE changes an option of it; * is the default."
 )
-OPTIONS_HEAD = "Options of this command, as they stand by default:\n"
-FOOT = """--cfg job shows every option with the value that it has, --cfg job --package GROUP those of a group;
--m with values separated by commas runs all combinations; --hydra-help says what else Hydra offers."""
+OPTIONS_HEAD = "Options of this command, as they stand by default (???: it must be given):"
+FOOT = (
+    "--cfg job shows every option with the value that it has, --cfg job --package GROUP those of a group; "
+    "-m with values separated by commas runs all combinations; --hydra-help says what else Hydra offers."
+)
 
 
 def text(conf: Path, command: str) -> str:
     """The help of one command, whose file is in the folder ``conf``."""
     config: dict[str, Any] = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
     groups = [line for group, chosen in defaults(config) for line in _group(conf, group, chosen)]
-    own = [line for option in own_options(command) for line in _option(option)]
     parts = [config["hydra"]["help"]["header"].rstrip()]
     if groups:
-        parts.append(GROUPS_HEAD + "\n".join(groups))
-    return "\n\n".join([*parts, OPTIONS_HEAD + "\n".join(own), FOOT])
+        parts.append("\n".join([fill(GROUPS_HEAD, WIDTH), *groups]))
+    return "\n\n".join([*parts, own_text(own_options(command)), fill(FOOT, WIDTH)])
+
+
+def own_text(known: Iterable[Option]) -> str:
+    """The options of a command, each with its default and its sentence."""
+    return "\n".join([fill(OPTIONS_HEAD, WIDTH), *(line for option in known for line in _option(option))])
 
 
 def defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:

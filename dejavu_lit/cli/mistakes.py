@@ -44,7 +44,7 @@ def quoted(argument: str, command: str) -> str:
             return f"{name}={text}"
     elif name != "fail_if" or text == "null":
         return argument
-    if text[:1] in ("'", '"'):
+    if text[:1] in ("'", '"') or (text[:1] == "[" and text[-1:] == "]"):
         return argument
     return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
 
@@ -79,9 +79,14 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
         name, wanted, choices = group[1], group[2], group[3].split()
         return f"{name}={wanted} is unknown{suggest(wanted, choices)}; choose one of {', '.join(choices)}"
+    if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.*?)' 1\. ", text):
+        quote = f"{ambiguous[1]}={QuotedString(ambiguous[2], Quote.double).with_quotes()}"
+        return f"{ambiguous[1]}={ambiguous[2]}: a comma separates the values of a multirun (-m); quote it: {shlex.quote(quote)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '([\w./@]+)'", text)
     key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
+    if unknown and key.startswith("model.config."):  # a mapping that may get further entries
+        return f"{key} is not in the config of this model; to add it, put a + before it: +{key}=…"
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
@@ -120,15 +125,20 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
         try:
             parser.parse_override(argument)
         except HydraException:
+            if not equals and "/" in argument:
+                return f"{argument} has no name; write NAME={argument}, with the option that it is for"
             if not equals:
                 return f"{argument} has no value; write {argument}=…"
             if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need
                 value = ", ".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
-                return f'{argument}: quote each override in the list, as "{name}=[{value}]"'
+                return f'{argument}: quote each text in the list, as "{name}=[{value}]"'
             quote = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
             with suppress(HydraException):
                 parser.parse_override(quote)
                 if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
                     return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
-            return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+            with suppress(HydraException):
+                parser.parse_override(f"{name}=1")
+                return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+            return f"{argument}: Hydra cannot read the name {name!r}; use letters, digits, _ and - alone"
     return None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dejavu_lit.cli.gate import Gate
-from dejavu_lit.utils.config import options, read
+from dejavu_lit.utils.config import expand_home, options, read
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 from dejavu_lit.utils.printable import log_warnings
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> Path | None:
         if name in given:
             raise UserError(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
-    settings = asdict(read(Report, given))
+    settings = asdict(expand_home(read(Report, given)))
     condition = settings.pop("fail_if")
     from dejavu_lit.report.report import read_evaluations, write_report
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_warnings()
     with clean_exit():
         if {"-h", "--help"} & set(given):
-            lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
-            print(HEAD, *lines, EXAMPLES, sep="\n")
+            from dejavu_lit.cli.help import own_text
+
+            print(HEAD, own_text(options(Report)), EXAMPLES, sep="\n")
         elif page := run(given):
             print(page)

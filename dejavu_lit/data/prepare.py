@@ -138,18 +138,19 @@ def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     for source in job.sources.values():
         _ = source.annotator  # what it reads is shared by the workers, which would each read it again
     perceptual = job.near_duplicates is not None
-    scans = {}
+    scans, states = {}, {MAIN: job.settings["reader"], **job.settings["extra"]}
     for name, source in job.sources.items():
         # The folder is named by all that its parts depend on besides their keys, so other sizes or another seed reuse them.
         need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in job.lists for s in SETS if s != "P")
-        identity = [source.fingerprint(), perceptual, HASH, *([] if need_captions else ["without captions"])]
+        identity = [states[name], perceptual, HASH, *([] if need_captions else ["without captions"])]
         parts = job.out / UNFINISHED / fingerprint(identity)
         scans[name] = scan(source, keys[name], parts, perceptual, workers, max_skipped, need_captions)
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)
     write_json(job.out / UNFINISHED / SETTINGS, job.settings)
     entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
-    if empty := [pairs.name for pairs in sets if not len(pairs.rows)]:
+    too_small = [name for name, size in job.sizes.items() if size and name not in entries]  # shares below one pair
+    if empty := [*(pairs.name for pairs in sets if not len(pairs.rows)), *too_small]:
         logger.warning("not written, without any pair: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 
@@ -209,7 +210,10 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
             )
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
-            raise UserError(f"the key {key!r} occurs twice in the data; keys must be unique over all sources")
+            raise UserError(
+                f"the key {key!r} occurs twice in the data; keys must be unique over all sources, so choose others for one of "
+                "them (key=, of img2dataset url; of a folder its parent as path=)"
+            )
     return keys
 
 

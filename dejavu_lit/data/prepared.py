@@ -143,7 +143,9 @@ class DataSpec:
         if not (self.folder / MANIFEST).is_file():
             absent = f"has no {MANIFEST}" if self.folder.is_dir() else "does not exist"
             raise UserError(f"data.dir={self.folder} {absent}; create it with dejavu prepare data=…")
-        read_json_object(self.folder / MANIFEST, SCHEMA)
+        manifest = read_json_object(self.folder / MANIFEST, SCHEMA)
+        if self.shards is not None and "raw_shards" not in manifest:
+            raise UserError(f"data.dir={self.folder} was not drawn from raw shards; give the folder of their samples")
 
     def check_dir(self) -> None:
         """Raise UserError if ``dir`` is missing; only generated data has a folder by default."""

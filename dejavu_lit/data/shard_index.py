@@ -20,7 +20,7 @@ from dejavu_lit.data.remote import fetch_shard
 from dejavu_lit.utils.errors import UserError, os_error_sentence
 from dejavu_lit.utils.io import check_regular, fingerprint, is_hidden, name_file_in_errors
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe")
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
 MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
 WEBDATASET_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips

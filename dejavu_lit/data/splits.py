@@ -82,7 +82,9 @@ def set_sizes(
             f"sizes ask for {total} pairs ({request}), but there are only {free}{note}; ask for fewer or add data"
         )
     if not any(sizes.values()):
-        raise UserError("sizes ask for no pairs at all; give at least one set a size, e.g. data.sizes.A=2000")
+        raise UserError(
+            f"sizes ask for no pairs at all of the {pairs}; give at least one set a size, e.g. data.sizes.A=1.0"
+        )
     return {name: sizes[name] for name in SETS if sizes.get(name)}
 
 

@@ -48,7 +48,7 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     for name in needed:
         column, *entries = name.split(".")
         if entries and column in names and name not in names:
-            cells = [_entry(row, [column, *entries]) for row in rows]
+            cells = [entry_of(row, [column, *entries]) for row in rows]
             if not any(columns[column]) or not _is_empty(cells):
                 columns[name] = cells
                 lists.update([column] if any(isinstance(cell, list) for cell in columns[column]) else [])
@@ -97,15 +97,15 @@ def _row_list(content: Any) -> Any:
     return next(iter(lists.values()), [content])
 
 
-def _entry(value: Any, names: Sequence[str]) -> Any:
+def entry_of(value: Any, names: Sequence[str]) -> Any:
     """The entry of nested objects that ``names`` lead to, None if there is none; of a list a number's item, or those of all."""
     if not names:
         return value
     if isinstance(value, list) and names[0].isdecimal():
-        return _entry(value[int(names[0])] if int(names[0]) < len(value) else None, names[1:])
+        return entry_of(value[int(names[0])] if int(names[0]) < len(value) else None, names[1:])
     if isinstance(value, list):
-        return [_entry(item, names) for item in value]
-    return _entry(value.get(names[0]), names[1:]) if isinstance(value, dict) else None
+        return [entry_of(item, names) for item in value]
+    return entry_of(value.get(names[0]), names[1:]) if isinstance(value, dict) else None
 
 
 def _is_empty(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dejavu_lit.utils.errors import UserError, explained
-from dejavu_lit.utils.io import atomic, fingerprint, visible_files, write_text
+from dejavu_lit.utils.io import atomic, check_regular, fingerprint, visible_files, write_text
 
 FINGERPRINT = "fingerprint.json"
 Modality = Literal["image", "text"]
@@ -132,6 +132,7 @@ class Selection:
 def open_part(folder: Path, name: str) -> np.ndarray:
     """One part as a memory map; raises UserError if it is not a float16 [m, d] array."""
     path = folder / f"{name}.npy"
+    check_regular(path)
     with explained(f"{path} is not a complete .npy file", "remove it and compute this part again"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
@@ -146,8 +147,10 @@ def open_part(folder: Path, name: str) -> np.ndarray:
 
 def read_keys(folder: Path, name: str) -> list[str]:
     """The keys of one part; raises UserError if the file is missing or not text."""
-    with explained(f"{folder / name}.txt is not the list of the keys of {name}.npy", "compute this part again"):
-        return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
+    path = folder / f"{name}.txt"
+    check_regular(path)
+    with explained(f"{path} is not the list of the keys of {name}.npy", "compute this part again"):
+        return path.read_bytes().decode("utf-8").split("\n")[:-1]
 
 
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:

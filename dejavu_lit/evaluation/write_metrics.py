@@ -113,7 +113,7 @@ def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) 
             *(unscored, len(gaps["pairs"])),
         )
     log.info(
-        "%d of %d keys measured (%d unknown, %d without objects): %s",
+        "%d of %d keys measured (%d not in A, %d without objects): %s",
         *(len(gaps["pairs"]), gaps["asked"], gaps["unknown"]["count"], gaps["without_objects"]["count"]),
         spec.out / "persons.csv",
     )

@@ -20,6 +20,7 @@ from dejavu_lit.measure.per_pair import add_q
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.measure.subgroups import is_missing
 from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.progress import progress
 
 SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
 COLUMNS = ("group", "records", *FIGURES, "p", "q", *(f"{SCORE}_{name}" for name in ("auc", "p", "q")))  # of a group
@@ -59,7 +60,7 @@ def group_gaps(
     if scores is not None and unseen is not None and len(unseen):
         score_of = dict(zip(a.keys, scores.tolist(), strict=True))
     groups = []
-    for group, positions in large.items():
+    for group, positions in progress(large.items(), "comparing groups", unit="group"):
         row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "group": group, "records": len(positions)}
         row |= _gaps(measured[np.array(positions)])
         row["p"] = permutation_p(measured.precision[positions], holdout.precision)

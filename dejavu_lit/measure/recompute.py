@@ -71,9 +71,19 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     metrics = read_json_object(path)
     if metrics.get("schema", VERSIONS[0]) not in VERSIONS:
         read_json_object(path, VERSIONS[-1])  # raises, with both numbers
-    if (damage := schema_error(json.dumps(metrics), "dejavu_lit.measure", METRICS_SCHEMA)) is not None:
+    damage = schema_error(json.dumps(metrics), "dejavu_lit.measure", METRICS_SCHEMA)
+    if damage is None and any(len(set(map(len, curve.values()))) > 1 for curve in _curves(metrics)):
+        damage = "the lists of a curve differ in length"
+    if damage is not None:
         raise UserError(f"{path} is damaged ({damage}); run dejavu evaluate again")
     return metrics
+
+
+def _curves(metrics: Mapping[str, Any]) -> list[dict[str, list[float]]]:
+    """All curves of a metrics.json that fits its schema, {column: its values}."""
+    samples = [curve for entry in metrics["curves"]["sample"] for curve in entry.values() if isinstance(curve, dict)]
+    scores = [board for board in (metrics.get("membership") or {}).values() if isinstance(board, dict)]
+    return [metrics["curves"]["recall"], *samples, *(board["roc"] for board in scores if board.get("roc"))]
 
 
 @lru_cache

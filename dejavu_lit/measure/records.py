@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from dejavu_lit.data.objects import Objects, reading
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic
+from dejavu_lit.utils.io import atomic, check_regular
 
 SIDES = ("target", "reference")
 EXPOSURE = "exposure"  # the column with the number of times that training saw each pair
@@ -218,6 +218,7 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
 @contextmanager
 def records_file_errors(path: Path) -> Iterator[None]:
     """Context for reading a records file: raises UserError with its path if it is missing, damaged or another file."""
+    check_regular(path)
     with reading(path, "is not a records file", "remove it and run dejavu evaluate again"):
         try:
             yield

@@ -71,7 +71,9 @@ def shadow_attacks(
         return None, "no pair has a finite loss under every model"
     inside, outside, is_in_a = inside[:, usable], outside[:, usable], is_in_a[:, usable]
     if (one_sided := np.flatnonzero(is_in_a.all(axis=1) | ~is_in_a.any(axis=1))).size:
-        return None, f"half {one_sided[0]} dealt all pairs with a loss under every model to one side"
+        return None, (
+            f"half {one_sided[0]} dealt all pairs with a loss under every model to one side; score more, by membership.pairs"
+        )
     figures: dict[str, list[dict[str, Any]]] = {"lira": [], "rmia": []}
     for half in range(halves):
         others = np.arange(halves) != half

@@ -200,7 +200,8 @@ def _bins(column: str, values: list[Any]) -> tuple[Sequence[float], list[str]]:
         is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
         if not is_numeric or len(set(known)) <= MAX_DISTINCT:
             return [], []
-        edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()
+        finite = [v for v in known if abs(v) < 1e308]  # the others have no quantiles
+        edges = np.unique(np.quantile(finite, [0.25, 0.5, 0.75])).tolist()
     texts = [f"{edge:g}" for edge in edges]
     if len(set(texts)) < len(edges):  # such as dates that are numbers, alike in their first six digits
         texts = [repr(edge).removesuffix(".0") for edge in edges]

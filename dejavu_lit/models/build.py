@@ -16,6 +16,7 @@ from dejavu_lit.models.open_clip_encoder import OpenClipEncoder, create_model
 from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
+from dejavu_lit.models.transformers_encoder import check_loaded
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
@@ -84,11 +85,17 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     """
     text = {} if resumed else architecture(spec).get("text_cfg") or {}
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
-    if pretrained:
-        log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
     # open_clip warns about missing weights, which training is about to make.
     with explained(f"open_clip cannot build model.name={spec.name}", "check model.config"), silenced():
         model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
+        if pretrained:  # once more, because open_clip does not say which weights transformers drew at random
+            from transformers import AutoModel
+
+            tower = text["hf_model_name"]
+            _, report = AutoModel.from_pretrained(tower, output_loading_info=True, trust_remote_code=False)
+            check_loaded(f"the text tower {tower}", report, unused="pooler")
+    if pretrained:
+        log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
         projection = model.text_decoder.text_projection
         nn.init.normal_(projection, std=len(projection) ** -0.5)

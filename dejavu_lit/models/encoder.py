@@ -46,8 +46,10 @@ def torch_device(device: str) -> torch.device:
     """The torch device called ``device``; raises UserError if it is unknown or not available."""
     try:
         parsed = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device={device} is not a device; use cpu, cuda or cuda:N") from None
+        if parsed.type != "cuda":  # which a parent of further processes may not initialize
+            torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, ImportError):  # as torch's backends say that they are not in this build
+        raise UserError(f"device={device} is not a device of this machine; use cpu, cuda or cuda:N") from None
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device} needs an NVIDIA GPU that torch can use, but there is none; use device=cpu")
     return parsed

@@ -12,6 +12,7 @@ from huggingface_hub import model_info
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
+from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -140,8 +141,10 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
             folder / "open_clip_config.json",
         )
     problem = f"the weights in {folder} cannot be used"
-    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+    if not (weights := [path for path in folder.iterdir() if path.suffix in SUFFIXES]):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
+    if len(weights) > 1:
+        _find_checkpoint_in_dir(folder)  # warns if the one that is loaded has none of open_clip's names
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
     return _build(name, f"local-dir:{folder}", device, problem, remedy, file=folder)
 
@@ -239,7 +242,9 @@ def create_model(source: str, *arguments: Any, **options: Any) -> Any:
         remedy = "give a folder or a name of the Hugging Face Hub that needs no code of its own"
         with explained(f"{what} cannot be loaded", remedy, "objects"):
             from transformers import AutoConfig
+            from transformers.utils.logging import disable_progress_bar
 
+            disable_progress_bar()  # reading a local file needs none
             kind = AutoConfig.from_pretrained(str(tower), trust_remote_code=False).model_type
         if kind not in arch_dict:
             raise UserError(

@@ -23,7 +23,8 @@ def load_tokenizer(name: str) -> Any:
 
     Raises UserError if its config sets an option outside of OPTIONS, or it cannot be loaded without its own code.
     """
-    with explained(f"the tokenizer of {name} cannot be loaded", "save the model again", "objects"):
+    remedy = "save the model again, or give a folder with its tokenizer as hf_tokenizer_name in text_cfg of its config"
+    with explained(f"the tokenizer of {name} cannot be loaded", remedy, "objects"):
         config = open_clip.get_model_config(name) or {}
         text = config.get("text_cfg") or {}
         for option, value in dict(text.get("tokenizer_kwargs") or {}).items():

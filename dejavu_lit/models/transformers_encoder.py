@@ -40,6 +40,7 @@ class TransformersEncoder:
         self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
         self.logit_scale: float | None = float(model.logit_scale.exp())
+        self._scale = self._processor.rescale_factor if self._processor.do_rescale else 1.0
         normalized = self._processor.do_normalize
         mean = self._processor.image_mean if normalized else [0.0] * 3
         std = self._processor.image_std if normalized else [1.0] * 3
@@ -58,7 +59,7 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        scaled = images.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
+        scaled = images.to(self.device).float().mul_(self._scale).sub_(self._mean).div_(self._std)
         return _unit(self._model.get_image_features(pixel_values=scaled))
 
     @torch.inference_mode()

@@ -145,7 +145,9 @@ def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
     try:
         return opened()
     except UserError as error:
-        log.warning("the report has no images of %s: %s", name, error)
+        log.warning(
+            "the report has no images of %s: %s; if the data were moved, dejavu report data=FOLDER", name, error
+        )
         return None
 
 

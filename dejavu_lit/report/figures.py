@@ -229,7 +229,8 @@ def wrapped(label: str) -> str:
 
 def few_ticks(axis: Any, bins: int = 2) -> None:
     """Round ticks, so few that their labels fit a narrow panel, with a true minus sign."""
-    axis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
+    # No steps of 2.5: "−0.25" and "0.25" would touch the 0 between them.
+    axis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 3, 4, 5, 10]))
     axis.set_major_formatter(lambda value, _: f"{round(value, 10):g}".replace("-", "−"))
 
 

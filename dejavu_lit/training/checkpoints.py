@@ -18,6 +18,8 @@ from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
 from dejavu_lit.utils.run_directory import RunDirectory
 
+RESUMED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")  # entries without which Lightning cannot resume
+
 
 class CheckpointSaver(Callback):
     """Saves ``last.ckpt`` after every epoch and every ``every_steps`` steps, and the weights of some epochs for good.
@@ -60,7 +62,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with zipfile.ZipFile(path) as file:
                 if (member := file.testzip()) is not None:  # torch does not verify the checksums
                     raise ValueError(f"the checksum of {member} does not match")
-            return super().load_checkpoint(Path(path), *args, **kwargs)
+            checkpoint = super().load_checkpoint(Path(path), *args, **kwargs)
+            if missing := [name for name in RESUMED if name not in checkpoint]:
+                raise ValueError(f"it has no {missing[0]}")
+            return checkpoint
 
 
 def saved_step(path: Path) -> int:

@@ -126,5 +126,5 @@ def _matrices(tower: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             continue
         if isinstance(module, nn.Linear):
             yield module, "weight"
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        elif getattr(module, "in_proj_weight", None) is not None:  # torch's attention, or open_clip's own
             yield module, "in_proj_weight"

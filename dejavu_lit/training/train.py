@@ -52,6 +52,7 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation betwe
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose if images are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the checkpoints of a resumed run
+warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # data without V
 warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # on purpose, in ClipModule
 warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 

@@ -3,7 +3,7 @@
 import errno
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -28,6 +28,7 @@ IN_WORDS = {
     "can't start new thread": errno.EAGAIN,
 }  # a RuntimeError of torch, Python
 LONGEST = 240  # characters of another library's message
+MOST_SHOWN = 40  # names in a message
 
 
 class UserError(Exception):
@@ -66,6 +67,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the known word nearest to ``word``, or an empty string."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def shown(names: Sequence[str]) -> str:
+    """The names in one text, of many the first ones: a file that is no table may seem to have any number of columns."""
+    return ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

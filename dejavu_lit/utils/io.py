@@ -22,6 +22,7 @@ from dejavu_lit.utils.errors import UserError, first_line
 log = logging.getLogger(__name__)
 ATTEMPT = 1 << 20  # bytes that the system is asked to write after a library failed to, without saying why
 LISTED_KINDS = 10  # of unread files, in a message
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # begin one in a spreadsheet; the last four are wide forms
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def csv_cell(column: str, value: Any) -> Any:
         value = "; ".join(str(v) for v in value)
     if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
         return value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 def write_csv(

@@ -4,13 +4,15 @@ import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
-REPLACED = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # of Unicode: controls, signs without a width or that turn the direction, separators
+KEPT = "\n\t\u200c\u200d"  # the last two join letters, and the parts of an emoji
 
 
 def printable(text: str) -> str:
-    """``text`` with U+FFFD for every control character (C0, DEL, C1) but line feeds and tabs."""
-    return text.translate(REPLACED)
+    """``text`` with U+FFFD for every character that shows nothing but may change how others are shown."""
+    return "".join("\ufffd" if category(c) in HIDDEN and c not in KEPT else c for c in text)
 
 
 class PrintableFormatter(logging.Formatter):

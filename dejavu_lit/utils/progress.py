@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 
 LINES = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
 SECONDS_BETWEEN_LINES = 60
+LARGE = 50 << 20  # bytes of a file, which take a second or more to parse
 
 T = TypeVar("T")
 
@@ -39,3 +41,9 @@ def progress(
         return tqdm(items, delay=2, dynamic_ncols=True, **common)
     pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), SECONDS_BETWEEN_LINES)
     return tqdm(items, file=_Log(), bar_format=LINES, leave=False, **pace, **common)
+
+
+def announce(file: Path) -> None:
+    """Log that a large file is read at once, which no bar can show."""
+    if (size := file.stat().st_size) > LARGE and current_ranks().rank == 0:
+        log.info("reading %s, %d MB", file, size >> 20)

@@ -107,9 +107,14 @@ class RunDirectory:
         """Save a dataclass (or a mapping) as the settings.
 
         If they replace those of a run without a checkpoint, its weights are removed, and the dashboards get a run of their own.
-        A config.yaml of another program raises UserError: its files are not ours to remove.
+        A config.yaml of another program raises UserError: its files are not ours to remove, nor are those behind a link.
         """
         if self.exists and not self.started and first_difference(self.config(), to_plain(settings)):
+            for folder in (self.last_checkpoint.parent, self.model, self.path / "wandb"):
+                if folder.is_symlink():
+                    raise UserError(
+                        f"{folder} is a link, and the weights of an earlier run are not removed there; remove it"
+                    )
             weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
             for path in (*weights, self.path / "wandb" / "id.json"):
                 path.unlink(missing_ok=True)

@@ -245,3 +245,15 @@ def test_signs_that_the_output_lacks_are_replaced(monkeypatch):
     done = run("--help")
     assert "Measure and mitigate d?j? vu memorization" in done.stdout
     assert "PPG −0.5 in é".encode("ascii", REPLACED) == b"PPG -0.5 in ?"  # a lost sign would be another number
+
+
+def test_the_home_folder_is_found_in_a_quoted_out(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "work")
+    done = call("dedup", f"data.dir={scenes}", "sets=[A,B]", 'out="~/a, b"')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a, b" / "report.json").is_file()
+    assert list((tmp_path / "work").iterdir()) == []

@@ -40,6 +40,13 @@ def test_help(command: str) -> None:
             assert choice in rest, choice
 
 
+def test_the_options_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(help, "WIDTH", 60)
+    lines = help.text(CONF, "train").partition("Groups:")[2].splitlines()
+    assert len(lines) > 40
+    assert max(map(len, lines)) <= 60
+
+
 def worked(command: str) -> list[list[str]]:
     """The overrides of the commands that the help shows."""
     text = help.text(CONF, command).split("Groups:")[0].split("Options of")[0]

@@ -19,6 +19,7 @@ MISTAKES = {
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
     "train side=target lr=1e-3": "lr is not an option (did you mean 'recipe.lr'?)",
     "train side=target +foo=3": "+foo is not an option",
+    "train side=target model.config.quick_gelu=true": "model.config.quick_gelu is not in the config of this model; to add it, ",
     "train side=target recipe.epochs=abc": "recipe.epochs=abc must be a whole number",
     "train side=target seed=null": "seed=null must be a whole number",
     "train side=target recipe.batch=0": "recipe.batch=0 must be at least 1",
@@ -37,6 +38,15 @@ MISTAKES = {
     "train side=target model=vit_b_32 model.name=ViT-B-33": "model.name=ViT-B-33 is not an open_clip architecture (did you mean ",
     "train side=target model=vit_b_32 model.name=ViT-B-32:openai": "model.name=ViT-B-32:openai is not an open_clip architecture",
     "train side=target batch": "batch has no value; write batch=…",
+    "mitigate \"settings.a name, b=['mitigation.ema=0.9']\"": (
+        "settings.a name, b=['mitigation.ema=0.9']: Hydra cannot read the name 'settings.a name, b'; use letters, digits"
+    ),
+    "train side=target out=runs/a,b": (
+        "out=runs/a,b: a comma separates the values of a multirun (-m); quote it: 'out=\"runs/a,b\"'"
+    ),
+    "power metrics=[~/a.json]": "metrics=[~/a.json]: quote each text in the list, as \"metrics=['~/a.json']\"",
+    "evaluate runs/a": "runs/a has no name; write NAME=runs/a, with the option that it is for",
+    f"report {ROOT}/README.md": f"{ROOT}/README.md is a file; give the out= folder of dejavu evaluate or dejavu mitigate",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
     "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",
     "evaluate": "target is missing; give target=RUN or a model",
@@ -50,7 +60,7 @@ MISTAKES = {
     "evaluate target=x@y reference=x@y keys=nope.txt": "keys=nope.txt cannot be read",
     "mitigate": "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']",
     "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); choose one of cc3m, coco, ",
-    "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each override in the list, as \"settings.foo=['a.b=0.3']\"",
+    "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each text in the list, as \"settings.foo=['a.b=0.3']\"",
     "mitigate \"settings.mask=['text_mask=0.3']\"": "settings.mask: text_mask is not an option (did you mean 'mitigation.text_",
     "mitigate experiment=demo halves=1000000": "halves=1000000 must be at least 1 and at most 1000",
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",

@@ -237,6 +237,10 @@ def test_a_set_that_gets_no_pair_is_not_written(tmp_path: Path, caplog: pytest.L
     assert not (tmp_path / "out/V").exists()
     assert "V got 0 of 1 pairs: the remaining groups are larger" in caplog.messages
     assert "not written, without any pair: V" in caplog.messages
+    caplog.clear()
+    manifest = prepare(FolderReader(tmp_path / "in"), tmp_path / "share", {"A": 0.5, "V": 0.05, "H": 0})  # V: 0.8 pairs
+    assert list(manifest["sets"]) == ["A"]
+    assert "not written, without any pair: V" in caplog.messages
 
 
 @pytest.fixture

@@ -28,6 +28,10 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "manifest.json").write_text('{"schema": 99}')
     assert "99" in message_of(DataSpec("mine", dir=str(tmp_path)).check)
+    (tmp_path / "manifest.json").write_text('{"schema": 1}')
+    assert message_of(DataSpec("mine", dir=str(tmp_path), shards="0.tar").check) == (
+        f"data.dir={tmp_path} was not drawn from raw shards; give the folder of their samples"
+    )
 
 
 def test_the_default_folder_is_named_after_its_contents() -> None:

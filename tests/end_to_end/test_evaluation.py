@@ -403,7 +403,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     (tmp_path / "keys.txt").write_text("\n".join([f"{keys[0]}.png", *keys[1:], "nobody"]) + "\n")  # or an image's path
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={copy}", f"k={K}", "ks=[1,5]"]
     done = call("evaluate", *options, f"keys={tmp_path / 'keys.txt'}")
-    assert "3 of 4 keys measured (1 unknown" in done.stderr
+    assert "3 of 4 keys measured (1 not in A" in done.stderr
     found = json.loads((copy / "persons.json").read_text())
     assert [p["key"] for p in found["pairs"]] == keys
     assert all(0 < p["p"]["hits"] <= 1 for p in found["pairs"])

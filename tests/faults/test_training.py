@@ -1,5 +1,6 @@
 """A loss that is no number, a checkpoint that is damaged, a loader's process that is killed or stalls."""
 
+import io
 import os
 import re
 import shutil
@@ -63,11 +64,20 @@ def test_the_last_good_checkpoint_is_named_and_kept(scenes, runs, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def without_optimizer(whole: bytes) -> bytes:
+    """The same checkpoint without the state of the optimizer, as that of an epoch is."""
+    content = torch.load(io.BytesIO(whole), weights_only=True)
+    out = io.BytesIO()
+    torch.save({name: value for name, value in content.items() if name != "optimizer_states"}, out)
+    return out.getvalue()
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda whole: b"",
     "cut": lambda whole: whole[: len(whole) // 2],
     "noise": lambda whole: bytes((i * 7919 + 31) % 251 for i in range(4096)),
     "another": lambda whole: b"PK\x05\x06" + bytes(18),  # an empty zip
+    "weights alone": without_optimizer,
     "flipped": lambda whole: whole[: len(whole) // 2] + b"\xff" * 64 + whole[len(whole) // 2 + 64 :],
 }
 

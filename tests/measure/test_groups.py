@@ -156,6 +156,11 @@ def test_small_groups_are_counted_and_unknown_columns_are_refused() -> None:
     a, h = records(0, "a"), records(1, "h")
     found = group_gaps(a, h, "owner", 3, smallest=1000)
     assert (found["groups"], found["too_small"]["groups"]) == ([], 4)
+    sizes = sorted(group["records"] for group in group_gaps(a, h, "owner", 3, smallest=1)["groups"])
+    found = group_gaps(a, h, "owner", 3, smallest=sizes[-1])  # of so many records a group is large enough
+    too_small = [size for size in sizes if size < sizes[-1]]
+    assert found["too_small"] == {"groups": len(too_small), "records": sum(too_small), "smallest": sizes[-1]}
+    assert 0 < len(found["groups"]) == len(sizes) - len(too_small) < len(sizes)
     with pytest.raises(UserError, match=r"group=ower is not an entry .* \(did you mean 'owner'\?\); choose from owner"):
         group_gaps(a, h, "ower", 3)
     with pytest.raises(UserError, match="group=object_count is not an entry"):

@@ -1,6 +1,7 @@
 """Readers of measurements and reports against hostile input: a valid value or one sentence, never a crash."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def test_files_that_are_not_embeddings(tmp_path, kind):
         path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(UserError, match=r"00000\.npy (is not a complete|is not one array|is \w+ \[)"):
         Embeddings.open(tmp_path / "image")
+
+
+def test_a_pipe_in_place_of_records_or_embeddings_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "records.parquet")
+    with pytest.raises(UserError, match=r"records\.parquet is a folder, a pipe or a device"):
+        read_ranks(tmp_path / "records.parquet")
+    write_embeddings(tmp_path / "image", ["a", "b"], np.ones((2, 3)))
+    for name in ("00000.npy", "00000.txt"):
+        (tmp_path / "image" / name).unlink()
+        os.mkfifo(tmp_path / "image" / name)
+        with pytest.raises(UserError, match=r"image/00000\.\w+ is a folder, a pipe or a device"):
+            Embeddings.open(tmp_path / "image")
 
 
 @fuzz_settings(40)

@@ -104,6 +104,7 @@ def test_the_scoreboard_of_models_that_remember() -> None:
     assert board is not None
     json.dumps(board, allow_nan=False)
     assert board["pairs"] == {"A": 400, "H": 400, "B": 400}
+    assert board["others"] == 399
     for name in ("cosine", "alignment", "loss", "cosine_calibrated", "clipmem"):
         entry = board[name]
         assert 0.75 < entry["auc"]["value"] < 0.97

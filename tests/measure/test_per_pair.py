@@ -8,7 +8,7 @@ from scipy import stats
 
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import write_csv
+from dejavu_lit.utils.io import csv_cell, write_csv
 from tests.measure.oracle import Case, objects
 
 
@@ -107,5 +107,12 @@ def test_csv(tmp_path: Path) -> None:
     keys = [{"key": key, "target_neighbors": [key, "b"], "caption": key} for key in ("-abc", "=1+1")]
     write_csv(tmp_path / "keys.csv", keys)
     assert (tmp_path / "keys.csv").read_text().splitlines()[1:] == ["-abc,-abc; b,'-abc", "'=1+1,'=1+1; b,'=1+1"]
+    assert [csv_cell("caption", text) for text in ("\uff1d1", "\n=1", "", "1=1", "(a)")] == [
+        "'\uff1d1",
+        "'\n=1",
+        "",
+        "1=1",
+        "(a)",
+    ]
     write_csv(tmp_path / "none.csv", [], ("rank", "key"))
     assert (tmp_path / "none.csv").read_text() == "rank,key\n"

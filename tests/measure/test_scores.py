@@ -46,7 +46,8 @@ def test_top_m_by_hand() -> None:
 @pytest.mark.parametrize("top_m", [None, 1, 3, 50])
 # Few labels are joined as words of 64 bits (64, 65: their edges), many as lists of codes.
 @pytest.mark.parametrize(
-    ("labels", "most", "dense"), [(12, 7, True), (64, 9, True), (65, 9, True), (130, 3, True), (900, 2, False)]
+    ("labels", "most", "dense"),
+    [(1, 1, True), (12, 7, True), (64, 9, True), (65, 9, True), (130, 3, True), (900, 2, False)],
 )
 def test_agrees_with_plain_sets(seed: int, top_m: int | None, labels: int, most: int, dense: bool) -> None:
     case = Case(seed, labels=labels, most=most)

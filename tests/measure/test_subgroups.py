@@ -88,6 +88,17 @@ def test_a_nan_is_no_value() -> None:
         assert not any("nan" in group for group in of_name)
 
 
+def test_infinity_and_numbers_beyond_a_float_are_in_the_outer_bins() -> None:
+    records, results, _ = audited(1)
+    column = [float("inf") if i % 3 == 0 else -(10**400) if i % 7 == 0 else float(i) for i in range(300)]
+    got = by_subgroup(("x",), (replace(records, columns={"meta.x": column}), results), smallest=1)["meta.x"]
+    with_objects = [value for value, n in zip(column, records.truth.counts(), strict=True) if n]
+    cuts = np.quantile([value for value in with_objects if abs(value) < 1e300], [0.25, 0.5, 0.75]).tolist()
+    of_name = {g["group"]: g["records"] for g in got["groups"]}
+    assert of_name[f"≤ {cuts[0]:g}"] == sum(value <= cuts[0] for value in with_objects)
+    assert of_name[f"> {cuts[2]:g}"] == sum(value > cuts[2] for value in with_objects)
+
+
 def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:
     records, results, case = audited(1)
     n = len(case.truth)

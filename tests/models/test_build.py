@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dejavu_lit.models.build import build_model, export_config
 from dejavu_lit.models.settings import ModelSpec
@@ -11,19 +12,27 @@ from tests.models.tiny import CONFIG
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_text_tower_of_transformers_starts_from_its_own_weights_unless_its_config_says_no(
-    pretrained, tmp_path, caplog
+    prefix, pretrained, tmp_path, caplog
 ):
+    """Weights that transformers does not find, as those of DDP, would be drawn at random without a word."""
     transformers = pytest.importorskip("transformers")
     bert = tmp_path / "bert"
     size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     saved = transformers.BertModel(transformers.BertConfig(vocab_size=49408, max_position_embeddings=16, **size))
     saved.save_pretrained(bert)
+    state = {f"{prefix}{name}": value for name, value in load_file(bert / "model.safetensors").items()}
+    save_file(state, bert / "model.safetensors", {"format": "pt"})
     text = {"context_length": 16, "hf_model_name": str(bert), "hf_model_pretrained": pretrained, "hf_proj_type": "mlp"}
     spec = ModelSpec("own", {**CONFIG, "text_cfg": text})
     folder = tmp_path / "model"
     folder.mkdir()
     write_json(folder / "open_clip_config.json", {"model_cfg": spec.config, "preprocess_cfg": {}})
+    if prefix and pretrained:
+        with pytest.raises(UserError, match=rf"the weights of the text tower {bert} lack or do not fit 'embeddings\."):
+            build_model(spec, folder)
+        return
     with caplog.at_level("INFO"):
         embeddings = build_model(spec, folder).text.transformer.embeddings.word_embeddings.weight
     assert torch.equal(embeddings, saved.embeddings.word_embeddings.weight) == pretrained

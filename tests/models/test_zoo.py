@@ -171,8 +171,8 @@ def test_prefixes_of_compiled_towers_are_dropped(model, encoder, tmp_path):
 
 
 @pytest.mark.parametrize("chosen", ["open_clip_pytorch_model.bin", "model.pth", "z.safetensors"])
-def test_of_several_weights_in_a_folder_those_are_loaded_that_open_clip_prefers(model, tmp_path, chosen):
-    """Whether they or the others are compiled."""
+def test_of_several_weights_in_a_folder_those_are_loaded_that_open_clip_prefers(model, tmp_path, chosen, caplog):
+    """Whether they or the others are compiled; a name that open_clip does not know was not chosen by the user, so it is said."""
     state, other = (load_file(folder / WEIGHTS) for folder in (model, write_clip(tmp_path / "other", seed=7)))
     seen = set()
     for number, prefix in enumerate(("", "_orig_mod.")):
@@ -184,6 +184,7 @@ def test_of_several_weights_in_a_folder_those_are_loaded_that_open_clip_prefers(
             torch.save(others, folder / name)
         seen.add(load_encoder(f"local-dir:{folder}").fingerprint)
     assert seen == {load_encoder(f"local-dir:{model}").fingerprint}
+    assert ("Using 'z.safetensors'" in caplog.text) == (chosen == "z.safetensors")
 
 
 def test_a_folder_without_preprocessing_is_warned_of(model, tmp_path, caplog):
@@ -298,8 +299,9 @@ def test_unknown_names_raise_one_sentence(name, message):
 def test_empty_folders_and_devices(model, tmp_path):
     with pytest.raises(UserError, match="neither a run, nor an open_clip folder"):
         load_encoder(str(tmp_path))
-    with pytest.raises(UserError, match="device=tpux is not a device"):
-        load_encoder(str(model), device="tpux")
+    for device in ("tpux", "xpu", "hpu"):  # the last two are torch's, but not here
+        with pytest.raises(UserError, match=f"device={device} is not a device of this machine; use cpu"):
+            load_encoder(str(model), device=device)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda needs"):
             load_encoder(str(model), device="cuda")
@@ -356,6 +358,11 @@ def test_transformers_folders(kind, tmp_path):
     torch.testing.assert_close(encoder.encode_captions(CAPTIONS), out.text_embeds, atol=1e-5, rtol=0)
     assert np.array_equal(encoder.preprocess(pixels(batch[0])), encoder.preprocess(batch[0]))
     assert encoder.fingerprint == load_encoder(str(tmp_path)).fingerprint
+    transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil", do_rescale=False).save_pretrained(tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    with torch.no_grad():
+        out = own(**(inputs | processor(images=batch, return_tensors="pt")))
+    torch.testing.assert_close(encoded_images(load_encoder(str(tmp_path)), batch), out.image_embeds, atol=1e-5, rtol=0)
     state = load_file(tmp_path / "model.safetensors")
     save_file(
         {k: v for k, v in state.items() if "text_model" not in k}, tmp_path / "model.safetensors", {"format": "pt"}

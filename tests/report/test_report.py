@@ -18,6 +18,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.measure.figures import signed
+from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import membership_sentence
 from dejavu_lit.report.modelcard import markdown, study_markdown
@@ -511,6 +512,11 @@ def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: P
     assert exposure_summary(metrics) == sentence
 
 
+def test_a_study_says_at_its_head_what_ppg_is(small_study: Path) -> None:
+    head = study_page(read_json(small_study / "study.json"), [], [], {}, "source").partition("<h2>")[0]
+    assert "PPG: share of pairs for which the target is the more precise" in head
+
+
 def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, redact=True, out=tmp_path / "report").parent
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
@@ -724,6 +730,28 @@ def test_a_study_with_figures_of_another_type_is_damaged(path: str, small_study:
     write_json(tmp_path / "study.json", contents)
     with pytest.raises(UserError, match=r"study\.json is damaged \(\$\..*(is not of type|is not valid under any)"):
         read_study(tmp_path / "study.json")
+
+
+@pytest.mark.parametrize("path", ["curves.recall.x", "curves.sample.0.hits.top"])
+def test_lists_of_a_curve_that_differ_in_length_are_damage(path: str, evaluation: Path, tmp_path: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    *parents, last = path.split(".")
+    place = metrics
+    for name in parents:
+        place = place[int(name) if name.isdecimal() else name]
+    place[last].append(1)
+    write_json(tmp_path / "metrics.json", metrics)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged \(the lists of a curve differ in length\); run"):
+        read_metrics(tmp_path)
+
+
+def test_the_home_folder_is_found_in_options(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves ``out=~/report`` as it is, and a folder named ~ invites somebody to remove it with all else."""
+    monkeypatch.setenv("HOME", str(plain.parent))
+    monkeypatch.chdir(tmp_path)
+    page = run([f"path=~/{plain.name}", "out=~/at-home", "redact=true", "limit=1"])
+    assert page == plain.parent / "at-home" / "index.html"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:

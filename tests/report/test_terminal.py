@@ -24,7 +24,7 @@ from dejavu_lit.study.plan import PlannedRow, make_plan
 from dejavu_lit.training.settings import Recipe, TrainingRun
 from dejavu_lit.utils.exit_codes import fail
 from dejavu_lit.utils.io import read_json
-from dejavu_lit.utils.printable import PrintableFormatter
+from dejavu_lit.utils.printable import PrintableFormatter, printable
 
 WIDTHS = (80, 100, 132)
 MEANING = "PPG: share of pairs for which the target is the more precise, minus the share for which the reference is"
@@ -181,6 +181,8 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(
     evaluation: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     owner = "x\x1b]0;title\x07\x1b[2J\x9by"
+    assert printable("a\u202eb\u2066c\u200bd\u2028e\ufeff \U000e0041") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffd \ufffd"
+    assert printable(shown := "été 語\u3000\u00a0 👩\u200d👧 🏳️\n\t") == shown
     group = {"group": owner, "records": 30, "ppg": 0.5, "q": 0.01}
     metrics = read_json(evaluation / "metrics.json") | {"groups": {"column": "owner", "groups": [group]}}
     show_evaluation(metrics, Path("out"))

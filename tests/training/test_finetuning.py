@@ -157,6 +157,11 @@ def test_adapters_leave_a_locked_tower_alone_whose_projection_open_clip_keeps_tr
     assert all(name.startswith(adapted) and name.endswith((".up", ".down")) for name in trained)
 
 
+def test_the_attention_of_open_clips_own_blocks_is_adapted_too():
+    names = dict(adapted(text={"qk_norm": True}).named_parameters())
+    assert "transformer.resblocks.0.attn.parametrizations.in_proj_weight.0.up" in names
+
+
 def test_trimmed_and_complete_towers_have_the_same_gradients_of_the_adapters():
     model, gradients = adapted(), []
     images, tokens = batch()

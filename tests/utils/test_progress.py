@@ -5,7 +5,7 @@ import re
 import time
 
 from dejavu_lit.utils import progress as module
-from dejavu_lit.utils.progress import progress
+from dejavu_lit.utils.progress import announce, progress
 
 
 def test_without_a_terminal_it_is_logged(monkeypatch, caplog, capsys):
@@ -30,3 +30,12 @@ def test_what_is_done_at_once_logs_nothing(caplog):
     caplog.set_level(logging.INFO)
     assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
     assert caplog.records == []
+
+
+def test_a_large_file_is_announced(monkeypatch, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "LARGE", 3 << 20)
+    for size in (3, 4):
+        (tmp_path / "a.json").write_bytes(bytes(size << 20))
+        announce(tmp_path / "a.json")
+    assert [record.message for record in caplog.records] == [f"reading {tmp_path / 'a.json'}, 4 MB"]

@@ -37,6 +37,21 @@ def test_other_settings_do_not_inherit_the_weights_of_the_run_before(tmp_path: P
     assert [path for path in (*own, *others) if path.exists()] == others
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "model", "wandb"])
+def test_weights_behind_a_link_are_not_removed(tmp_path: Path, name: str) -> None:
+    """A folder from elsewhere may link to weights of the user's."""
+    directory, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
+    directory.save({"recipe": {"lr": 1e-3}})
+    elsewhere.mkdir()
+    for file in ("epoch=0005.ckpt", "mine.safetensors", "id.json"):
+        (elsewhere / file).touch()
+    (directory.path / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=rf"run/{name} is a link.*remove it"):
+        directory.save({"recipe": {"lr": 1e-4}})
+    assert len(list(elsewhere.iterdir())) == 3
+    assert directory.config() == {"recipe": {"lr": 1e-3}}
+
+
 def test_the_folder_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     """It has a config.yaml, too, and perhaps weights and event files at the same places."""
     events = tmp_path / "tensorboard" / "events"

@@ -130,6 +130,13 @@ class CocoReader:
             logger.warning(
                 "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
             )
+        files = {key: (image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()}
+        if others := [key for key, (file, other) in files.items() if other and _stem(file) != _stem(other)]:
+            logger.warning(
+                "%d images have another file name in the instances JSON, e.g. %s: %s and %s; if these are different images, "
+                "their objects are wrong: give instances with the ids of the captions",
+                *(len(others), others[0], *files[others[0]]),
+            )
         return instances
 
     @property
@@ -149,9 +156,7 @@ class CocoReader:
         These are 42, 000000000042.jpg and COCO_val2014_000000000042.jpg, the names that Karpathy's splits have.
         """
         file = line.rpartition("/")[2]
-        number = IMAGE_NAME.fullmatch(file)
-        name = f"{number[1] or number[2]:0>12}" if number else line
-        return self._key_of_file.get(line) or self._key_of_file.get(file) or name
+        return self._key_of_file.get(line) or self._key_of_file.get(file) or _number(file) or line
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its instances; raises BadPair for a missing image, or if another caption than the first is missing."""
@@ -173,3 +178,14 @@ class CocoReader:
             "captions": [file_state(path) for _, path in pairs],
             "instances": [file_state(path) for path in instances],
         }
+
+
+def _number(file: str) -> str | None:
+    """The key that a file's name without folders has in COCO, None if it is another name."""
+    return f"{number[1] or number[2]:0>12}" if (number := IMAGE_NAME.fullmatch(file)) else None
+
+
+def _stem(file: Any) -> str:
+    """What names of one image have in common: the number in COCO's, else the name without folders and extension."""
+    stem = Path(str(file)).stem
+    return _number(stem) or _number(f"{stem}.jpg") or stem

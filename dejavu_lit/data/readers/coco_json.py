@@ -14,6 +14,7 @@ from dejavu_lit.data.decode import BadPair, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
+from dejavu_lit.utils.progress import announce, progress
 
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
 Entry = TypeVar("Entry")
@@ -30,6 +31,7 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
         entry.pop("segmentation", None)
         return entry
 
+    announce(path)
     with explained(f"{path} is not valid JSON", "download it again", errors=(ValueError, RecursionError)):
         content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
@@ -44,7 +46,7 @@ def usable_entries(
     """``parse`` of each entry of the list ``name``; those that raise BadPair are counted in the log, UserError if all do."""
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
-    for number, entry in enumerate(content[name]):
+    for number, entry in enumerate(progress(content[name], f"reading {name}", unit="entry")):
         try:
             entries.append(parse(entry))
         except BadPair as error:
@@ -63,7 +65,7 @@ def usable_entries(
 
 def value_of(entry: Any, field: str) -> Any:
     value = entry.get(field) if isinstance(entry, dict) else None
-    if value is None:
+    if value is None or value == "":
         raise BadPair(f"it has no {field!r}")
     return value
 
@@ -84,6 +86,10 @@ def image_number(entry: Any, field: str) -> int:
     if isinstance(number, str):
         raise BadPair(f"its {field!r} is not a number")
     return number
+
+
+def _listed_file(entry: Any) -> tuple[int, Any]:
+    return image_number(entry, "id"), entry.get("file_name")  # LVIS has none
 
 
 def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
@@ -143,22 +149,26 @@ def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, An
 
 
 class CocoInstances:
-    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance."""
+    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance.
+
+    ``files`` has {image id: file name} of the images that are listed with one.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the files; raises UserError for one that is not an instances JSON."""
         rows: list[tuple[int, list[float], int]] = []
         labels: dict[str, int] = {}
-        listed: set[int] = set()
+        listed: dict[int, Any] = {}
         for path in paths:
             content = read_coco(path, "images", "annotations", "categories")
-            listed.update(usable_entries(path, content, "images", "instances", lambda image: image_number(image, "id")))
+            listed.update(usable_entries(path, content, "images", "instances", _listed_file))
             categories = usable_entries(path, content, "categories", "instances", _category)
             code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
             rows += usable_entries(path, content, "annotations", "instances", partial(_instance, code_of=code_of))
         images = np.array([image_id for _, _, image_id in rows], dtype=np.int64)
         order = np.argsort(images, kind="stable")
-        self.image_ids = frozenset(listed.union(image_id for _, _, image_id in rows))
+        self.image_ids = frozenset(listed.keys() | {image_id for _, _, image_id in rows})
+        self.files = {image_id: str(file) for image_id, file in listed.items() if file}
         self._images = images[order]
         self._codes = np.array([code for code, _, _ in rows], dtype=np.int32)[order]
         self._boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)[order]

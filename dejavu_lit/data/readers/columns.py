@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dejavu_lit.data.readers.rows import PLACE, Rows, pattern_columns
 from dejavu_lit.data.text_tables import DELIMITERS
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, shown, suggest
 
 AUTO = "auto"
 # The names by which columns are guessed, the most telling first.
@@ -44,6 +44,8 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
     names = rows.schema.names
     if names.count(name) == 1:
         return name
+    if option == "caption" and rows.column_of(name):
+        return name
     if option == "image" and set("{}") & set(PLACE.sub("", name)):
         raise UserError(
             f"data.reader.image={name} has braces that are no column; write {{id}}, its first characters {{id[:2]}}, or zeros "
@@ -66,7 +68,7 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
         remedy += ", or null for images alone"
     if Path(str(path)).suffix.lower() in DELIMITERS and not suggest(name, names):
         remedy += ", or name the columns of a file without a header line with data.reader.header="
-    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; {remedy}")
+    raise UserError(f"{path} has {missing}; its columns are {shown(names)}; {remedy}")
 
 
 def _is_distinct(rows: Rows, column: str) -> bool:

@@ -28,11 +28,12 @@ from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, read_fil
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, warn_unread
+from dejavu_lit.utils.progress import progress
 
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Images (jpg, png, webp) below ``path``; a key is the image's path below it, cleaned, without the extension."""
+    """Images (JPEG, PNG, WebP) below ``path``; a key is the image's path below it, cleaned, without the extension."""
 
     name = "folder"  # in fingerprints and messages
     annotator = None  # a folder provides no objects
@@ -58,9 +59,10 @@ class FolderReader:
         """The images' paths below ``path``, sorted, and what ``unread`` says."""
         root = as_list(self.path, "data.reader.path")[0]
         if not root.is_dir():
-            raise UserError(f"the folder {root} does not exist; check data.reader.path=")
+            problem = "is not a folder; unpack an archive first" if root.exists() else "does not exist"
+            raise UserError(f"{root} {problem}; check data.reader.path=")
         unread: Counter[str] = Counter()
-        files = sorted(_image_paths(str(root), "", unread))
+        files = sorted(progress(_image_paths(str(root), "", unread), "finding images", unit="image"))
         warn_unread(self.name, "files", unread)
         if not files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check data.reader.path=")
@@ -90,12 +92,12 @@ class FolderReader:
     def fingerprint(self) -> dict[str, Any]:
         """The folder, the number of images, and a hash of the images' and captions' names, sizes and times."""
         states = []
-        for file in self._files:
-            image = Path(self.path, file)
-            texts = [image.with_suffix(".txt"), *([json] if (json := image.with_suffix(".json")).exists() else [])]
-            for path in (image, *texts):
-                state = path.stat() if path.exists() else None
-                states.append((file, state.st_size, state.st_mtime_ns) if state else (file, -1, -1))
+        for file in progress(self._files, "looking at files", unit="image"):
+            stem = os.path.splitext(file)[0]
+            for name in (file, f"{stem}.txt", f"{stem}.json"):
+                state = os.stat(path) if os.path.exists(path := os.path.join(self.path, name)) else None
+                if state or not name.endswith(".json"):
+                    states.append((file, state.st_size, state.st_mtime_ns) if state else (file, -1, -1))
         return {
             "reader": self.name,
             "path": str(Path(self.path).resolve()),

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.readers.base import Paths, as_list
-from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, read_delimited, read_json_table
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, entry_of, read_delimited, read_json_table
+from dejavu_lit.utils.errors import UserError, shown
 from dejavu_lit.utils.io import read_json_object, visible_files
+from dejavu_lit.utils.progress import announce
 
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
@@ -43,10 +44,20 @@ def has_path(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
-def table_files(paths: Paths) -> list[Path]:
+def has_entry(kind: pa.DataType, names: Sequence[str]) -> bool:
+    """Whether ``entry_of`` finds an entry in values of this type."""
+    if not names:
+        return True
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return has_entry(kind.value_type, names[1:] if names[0].isdecimal() else names)
+    number = kind.get_field_index(names[0]) if pa.types.is_struct(kind) else -1
+    return number >= 0 and has_entry(kind.field(number).type, names[1:])
+
+
+def table_files(paths: Paths, option: str = "data.reader.path") -> list[Path]:
     """The files that paths, folders of parquet or Arrow files, and patterns mean; a path that means none is kept."""
     files: list[Path] = []
-    for path in as_list(paths, "data.reader.path"):
+    for path in as_list(paths, option):
         if os.path.isdir(path):  # Path.is_dir raises for a pattern longer than the name of a file
             matches = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:
@@ -106,9 +117,18 @@ class Rows:
             yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
+        """The values of a row in some columns, of which sentences.raw is the entry ``raw`` of those in ``sentences``."""
         block = self._block_of(number)
         table, offset = self._read(block), number - int(self._starts[block])
-        return {name: table[name][offset].as_py() for name in columns}
+        values = {name: table[self.column_of(name)][offset].as_py() for name in columns}
+        return {n: v if n in self.schema.names else entry_of(v, n.split(".")[1:]) for n, v in values.items()}
+
+    def column_of(self, name: str) -> str:
+        """The column that has ``name``: its own, or that of objects with such an entry; "" if there is none."""
+        column, *entries = name.split(".")
+        if name in self.columns:
+            return name
+        return column if entries and column in self.columns and has_entry(self.kind(column), entries) else ""
 
     def folder(self, number: int) -> Path:
         return self._blocks[self._block_of(number)].folder
@@ -156,8 +176,8 @@ def open_rows(
         first = schema if first is None else first
         if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and the files before it have {', '.join(first.names)}; give "
-                "files of one table"
+                f"{file} has the columns {shown(schema.names)}, and the files before it have {shown(first.names)}; give files of "
+                "one table"
             )
     return Rows(first or pa.schema([]), blocks)
 
@@ -165,13 +185,16 @@ def open_rows(
 def read_table(
     file: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
 ) -> pa.Table:
-    """A whole table in memory; arguments after ``file``: as of ``read_delimited``, for a CSV or TSV.
+    """A whole table in memory, of parquet without images; arguments after ``file``: as of ``read_delimited``, for a CSV or TSV.
 
     Raises UserError for another kind of file, and whatever libraries raise for a damaged one.
     """
     kind = file.suffix.lower()
+    announce(file)
     if kind in PARQUET:
-        return pq.read_table(file)
+        needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
+        fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
+        return pq.read_table(file, columns=[field.name for field in fields])
     if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
         return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     if kind in JSON:
@@ -222,4 +245,4 @@ def as_text(value: Any) -> str:
 
 def absolute(folder: Path, path: str) -> str:
     """A path relative to ``folder`` as an absolute one, without links resolved."""
-    return os.path.normpath(os.path.join(os.path.abspath(folder), path))
+    return os.path.abspath(os.path.join(folder, path))

@@ -27,6 +27,7 @@ from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.progress import progress
 
 CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
 LOOKED_AT = 20  # images of which one should exist
@@ -45,7 +46,7 @@ class TableReader:
     """The column of images: paths relative to the table, bytes, or {bytes, path}; or a pattern of paths with columns in
     braces, such as {folder}/{image_id:012}.jpg; auto: guessed by its name."""
     caption: Any = "caption"
-    """The column or columns of captions, texts or lists of them, of JSON also of nested ones (sentences.raw); auto: guessed.
+    """The column or columns of captions, texts or lists of them, or entries of one (sentences.raw); auto: guessed.
     Without it, images alone, for a public set."""
     key: str | None = None
     """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all), or the
@@ -127,7 +128,8 @@ class TableReader:
     def _names(self) -> list[str]:
         """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
         if not self._embedded:
-            return [file and absolute(self._folder(row), file) for row, file in enumerate(self._paths)]
+            paths = progress(self._paths, "finding rows of one image", unit="row")
+            return [path and absolute(self._folder(row), path) for row, path in enumerate(paths)]
         keys = self._texts(self._columns.key) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
 
@@ -151,7 +153,8 @@ class TableReader:
         numbers = dict[tuple[str, bytes] | int, int]()
         with self._reading():
             identities = (
-                (name, self._digest(row)) if name and counts[name] > 1 else row for row, name in enumerate(names)
+                (name, self._digest(row)) if name and counts[name] > 1 else row
+                for row, name in enumerate(progress(names, "comparing rows", unit="row"))
             )
             codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
         if len(numbers) < len(codes):
@@ -203,7 +206,9 @@ class TableReader:
     def _kept(self) -> list[str]:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
-        others = [name for name in self._rows.columns if name not in (image, *captions)]
+        # An object with a caption keeps its other entries; a list of them, as in JSON, is no column of its own.
+        used = {name for name in map(self._rows.column_of, captions) if not pa.types.is_struct(self._rows.kind(name))}
+        others = [name for name in self._rows.columns if name != image and name not in used]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))
         if binary := [name for name in others if is_embedded(self._rows.kind(name))]:

@@ -1,5 +1,6 @@
 """Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,32 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex
-from dejavu_lit.data.readers.rows import read_table
+from dejavu_lit.data.readers.base import KeyIndex, as_list
+from dejavu_lit.data.readers.rows import read_table, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.utils.errors import UserError, explained, suggest
+from dejavu_lit.utils.errors import UserError, explained, shown, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
 NAMES = ("code", "name")  # the columns of ``names``
 # ["dog", "cat"], [1, 18], [], ('dog', 'cat') or {'dog'}: one label to a reader of text
 LIST_AS_TEXT = re.compile(r"""\s*(\[\s*['"\]\d-]|[({]\s*['"])""")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TableLookup(Lookup):
     """Rows of a table: one per image with lists, or one per object; the rows of one key are joined."""
 
-    path: str | Path
-    """The table: .parquet, .arrow, .csv, .tsv, .jsonl or .json, with one row per image with lists, or one row per object."""
+    path: Any
+    """The table: .parquet, .arrow, .csv, .tsv, .jsonl or .json, with one row per image with lists, or one row per object; also
+    several, a pattern, or a folder of the first two."""
     key: str = "key"
     """The column of keys."""
     labels_column: str = "labels"
-    """The column of labels: lists, in CSV text with ``separator`` between the labels, or of JSON objects.names.0."""
+    """The column of labels: lists, in CSV text with ``separator`` between the labels, of JSON also objects.names.0, of
+    parquet objects.category."""
     scores_column: str | None = None
     """The column of scores in 0..1; null: all 1."""
     boxes_column: str | None = None
@@ -46,13 +51,16 @@ class TableLookup(Lookup):
 
     @property
     def annotator(self) -> Annotator:
-        for option, path in (("path", self.path), ("names", self.names)):
-            if path is not None and not Path(path).is_file():
-                raise UserError(f"there is no file {path}; check annotator.{option}=")
+        files = table_files(self.path, "annotator.path")
+        for option, paths in (("path", files), ("names", as_list(self.names))):
+            if missing := [path for path in paths if not path.is_file()]:
+                raise UserError(f"there is no file {missing[0]}; check annotator.{option}=")
         options = (("separator", self.separator, SEPARATOR), ("field", self.field, None))
         config = {"columns": self._columns, **{name: value for name, value, usual in options if value != usual}}
         vocabulary = None if self.names is None else fingerprint(self._name_of)
-        return Annotator("table", "2", weights=file_sha256(self.path), config=config, vocabulary=vocabulary)
+        digests = list(map(file_sha256, files))
+        weights = digests[0] if len(digests) == 1 else fingerprint(digests)
+        return Annotator("table", "2", weights=weights, config=config, vocabulary=vocabulary)
 
     @property
     def _columns(self) -> list[str | None]:
@@ -121,22 +129,43 @@ class TableLookup(Lookup):
 
     @cached_property
     def _table(self) -> tuple[KeyIndex, pa.Table]:
-        path, columns = Path(self.path), [column for column in self._columns if column is not None]
-        with explained(f"{path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError)):
-            table = read_table(path, columns)
-            table.validate(full=True)
+        problem = f"{self.path} cannot be read as a table"
+        with explained(problem, "check the file", errors=(*READ_ERRORS, KeyError)):
+            tables = list(map(self._read, table_files(self.path, "annotator.path")))
+            table = pa.concat_tables(tables, promote_options="permissive")
+        if table[self.key].null_count:
+            raise UserError(f"{self.path} has rows without a key; fix them, or choose another column by annotator.key=")
+        self._warn_of_separator(table[self.labels_column])
+        with explained(f"{self.path} has keys that are not text", "choose another column by annotator.key="):
+            keys = table[self.key].cast(pa.string()).to_pylist()
+        return KeyIndex(keys), table
+
+    def _read(self, file: Path) -> pa.Table:
+        """The columns that are needed of one file."""
+        columns = list(dict.fromkeys(column for column in self._columns if column is not None))
+        table = read_table(file, columns)
+        table.validate(full=True)
+        if not set(columns) <= set(table.column_names):
+            table = table.flatten()  # objects.category of the column objects
         for column in columns:
             if (count := table.column_names.count(column)) != 1:
                 problem = f"{count} columns" if count else "no column"
                 raise UserError(
-                    f"{path} has {problem} {column!r}{suggest(column, table.column_names)}; it has "
-                    f"{', '.join(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
+                    f"{file} has {problem} {column!r}{suggest(column, table.column_names)}; it has "
+                    f"{shown(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
                 )
-        if table[self.key].null_count:
-            raise UserError(f"{path} has rows without a key; fix them, or choose another column by annotator.key=")
-        with explained(f"{path} has keys that are not text", "choose another column by annotator.key="):
-            keys = table[self.key].cast(pa.string()).to_pylist()
-        return KeyIndex(keys), table
+        return table.select(columns)
+
+    def _warn_of_separator(self, labels: pa.ChunkedArray) -> None:
+        """Warn if at least half of the labels seem to be several, joined otherwise."""
+        if pa.types.is_string(labels.type):
+            shares = {s: pc.mean(pc.match_substring(labels, s)).as_py() or 0 for s in (self.separator, ",", "|")}
+            other = max(shares, key=shares.__getitem__)
+            if not shares[self.separator] and shares[other] >= 0.5:
+                logger.warning(
+                    "%s: most %s contain %r and none %r, so each is one label; if they are lists, give annotator.separator=%r",
+                    *(self.path, self.labels_column, other, self.separator, other),
+                )
 
 
 def _parse_box(value: Any) -> list[float]:

@@ -248,6 +248,7 @@ def test_ids_may_be_text(root: Path, first: type, second: type) -> None:
         ("instances", "annotations", {"bbox": None}, "it has no 'bbox'"),
         ("instances", "annotations", {"bbox": [1, 2, 3]}, "its bbox is not four numbers (x, y, width, height)"),
         ("instances", "categories", {"name": None}, "it has no 'name'"),
+        ("instances", "categories", {"name": ""}, "it has no 'name'"),
     ],
 )
 def test_one_bad_entry_is_skipped_and_counted(
@@ -287,6 +288,23 @@ def test_a_copy_of_an_image_s_entry_is_counted_and_another_image_of_its_id_refus
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"two different images in .* have the id 9"):
         CocoReader(root=root).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_same"), [("COCO_val2014_000000000009.jpg", True), ("9.png", True), ("30.jpg", False)]
+)
+def test_ids_that_mean_other_files_in_the_instances_are_warned_of(
+    root: Path, caplog: pytest.LogCaptureFixture, name: str, is_same: bool
+) -> None:
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = f"val/{name}"
+    path.write_text(json.dumps(content))
+    CocoReader(root=root).read("000000000009")
+    text = (
+        f"1 images have another file name in the instances JSON, e.g. 000000000009: 000000000009.jpg and val/{name}; if"
+    )
+    assert (text in caplog.text) is not is_same
 
 
 def test_instances_of_an_image_that_is_not_listed_are_its_objects(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,15 +23,16 @@ def test_images_are_found_recursively_with_their_captions(tmp_path: Path) -> Non
     add(tmp_path, "one.png", " one \n")
     add(tmp_path, "deep/er/my two.v2.JPG", "\ufefftwo", "JPEG")
     add(tmp_path, "deep/three.webp", "drei", "WEBP")
+    add(tmp_path, "four.JFIF", "vier", "JPEG")
     add(tmp_path, ".hidden.png")
     (tmp_path / "deep/three.json").write_text('{"url": "u", "score": NaN}')
     (tmp_path / "notes.md").write_text("not an image")
     reader = FolderReader(tmp_path)
     keys = reader.keys()
-    assert keys == ["deep-er-my_two_v2", "deep-three", "one"]
+    assert keys == ["deep-er-my_two_v2", "deep-three", "four", "one"]
     pairs = [reader.read(key)[0] for key in keys]
-    assert [pair.caption for pair in pairs] == ["two", "drei", "one"]
-    assert [pair.extension for pair in pairs] == ["jpg", "webp", "png"]
+    assert [pair.caption for pair in pairs] == ["two", "drei", "vier", "one"]
+    assert [pair.extension for pair in pairs] == ["jpg", "webp", "jpg", "png"]
     assert pairs[0].image == (tmp_path / "deep/er/my two.v2.JPG").read_bytes()
     assert pairs[1].meta == {"url": "u", "score": None, "path": "deep/three.webp"}
     assert reader.annotator is None
@@ -97,6 +98,11 @@ def test_the_fingerprint_changes_with_captions_and_images(tmp_path: Path) -> Non
 def test_errors_name_wrong_paths_and_options(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist; check data\.reader\.path="):
         FolderReader(tmp_path / "nowhere").keys()
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=r"images\.zip is not a folder; unpack an archive first; check data\.reader\.path="
+    ):
+        FolderReader(tmp_path / "images.zip").keys()
     with pytest.raises(UserError, match="has no images"):
         FolderReader(tmp_path).keys()
     with pytest.raises(UserError, match="caption=json"):

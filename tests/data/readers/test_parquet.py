@@ -124,6 +124,24 @@ def test_several_columns_of_captions(tmp_path):
     assert (pair.caption, pair.meta["captions"]) == ("very", ["very", "a cat"])
 
 
+def test_captions_in_entries_of_a_column(tmp_path):
+    """``sentences`` of COCO on the Hub, and the answer of a conversation."""
+    sentences = [[{"raw": caption, "tokens": [caption]}, {"raw": "more", "tokens": []}] for caption in CAPTIONS]
+    talks = [{"turns": [{"value": "<image>"}, {"value": f"This is {caption}"}]} for caption in CAPTIONS]
+    pq.write_table(
+        pa.table({"image": IMAGES, "sentences": sentences, "talk": talks, "n": [0, 1, 2, 3]}), tmp_path / "t.parquet"
+    )
+    pair = read(auto(tmp_path / "t.parquet", caption="sentences.raw"))[0]
+    assert (pair.caption, pair.meta["captions"], pair.meta["talk"]) == ("a cat", ["a cat", "more"], talks[0])
+    assert "sentences" not in pair.meta
+    pair = read(auto(tmp_path / "t.parquet", caption="talk.turns.1.value"))[0]
+    assert (pair.caption, pair.meta["talk"]) == ("This is a cat", talks[0])  # it may have other entries
+    with pytest.raises(
+        UserError, match=r"no single column 'sentences\.row'.*its columns are image, sentences, talk, n; choose"
+    ):
+        read(auto(tmp_path / "t.parquet", caption="sentences.row"))
+
+
 @pytest.mark.parametrize(("drop", "option"), [("image", "image"), ("text", "caption")])
 def test_without_an_image_or_caption_column_the_columns_are_listed(tmp_path, drop, option):
     table = pa.table({"image": IMAGES, "text": CAPTIONS, "score": [1.0] * 4}).drop_columns([drop])

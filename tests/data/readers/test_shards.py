@@ -204,15 +204,16 @@ def test_dots_in_names_lose_no_pair(tmp_path: Path) -> None:
         "IMG_7": "original",
         "IMG_7_edited": "edited",
         "2021_05_jpg": "first",
-        "s1": "it has no image member KEY.jpg, KEY.jpeg, KEY.png, KEY.webp (a key ends at the first dot of the name)",
+        "s1": "it has no image member KEY.jpg, KEY.jpeg, KEY.png, KEY.webp, KEY.jfif, KEY.jpe (a key ends at "
+        "the first dot of the name)",
     }
     assert reader.read("2021_05_jpg")[0].meta["captions"] == ["first", "second"]
 
 
 def test_images_without_texts_are_pairs_whatever_their_names(tmp_path: Path) -> None:
     image = encoded(sample_image(0))
-    write_tar(tmp_path / "0.tar", {"a.1.png": image, "a.2.png": image, "b.png": image})
-    assert ShardReader(tmp_path).keys() == ["a_1", "a_2", "b"]
+    write_tar(tmp_path / "0.tar", {"a.1.png": image, "a.2.png": image, "b.png": image, "c.JFIF": image, "d.jpe": image})
+    assert ShardReader(tmp_path).keys() == ["a_1", "a_2", "b", "c", "d"]
 
 
 def test_classes_are_labels_and_the_captions_of_pairs_without_text(tmp_path: Path) -> None:

@@ -327,6 +327,9 @@ def test_errors_name_the_mistake(folder: Path) -> None:
         UserError, match=r"no single column 'captoin' \(did you mean 'caption'\?\).*with data\.reader\.caption="
     ):
         TableReader(folder / "pairs.csv", caption="captoin").keys()
+    (folder / "by_id.json").write_text(json.dumps({f"id{row:02d}": {"caption": "a"} for row in range(50)}))
+    with pytest.raises(UserError, match=r"its columns are id00, .*, id39, …; choose one with data\.reader\.image="):
+        TableReader(folder / "by_id.json").keys()
     (folder / "same.csv").write_text("path,caption,id\na.png,b,same\nc.png,d,same\n")
     with pytest.raises(UserError, match=r"key 'same' is in rows of several images"):
         TableReader(folder / "same.csv", key="id").keys()

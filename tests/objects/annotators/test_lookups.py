@@ -16,6 +16,7 @@ from dejavu_lit.objects.annotators.table import TableLookup
 from dejavu_lit.objects.base import Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import file_sha256, fingerprint
 
 ROWS = [
     {"key": "b", "labels": ["cat", "dog"], "scores": [0.5, 0.25], "boxes": [[1, 2, 3, 4], [5, 6, 7, 8]]},
@@ -131,6 +132,24 @@ def test_nested_labels_with_scores_and_boxes(tmp_path: Path) -> None:
     assert table.annotation(pair("8")).labels == []
 
 
+def test_entries_of_several_parquet_files_without_their_images(tmp_path: Path) -> None:
+    """As the Hugging Face Hub has data for detection."""
+    for number, category in enumerate(([3, 5], [])):
+        objects = {"bbox": [[1.0, 2.0, 3.0, 4.0]] * len(category), "category": category}
+        row = {"image_id": number, "image": {"bytes": b"png", "path": None}, "objects": objects}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"train-{number}.parquet")
+    columns = {"key": "image_id", "labels_column": "objects.category", "boxes_column": "objects.bbox"}
+    (tmp_path / "names.csv").write_text("3,cat\n5,dog\n")
+    for path in (tmp_path, tmp_path / "train-*.parquet", sorted(tmp_path.glob("*.parquet"))):
+        table = TableLookup(path, names=tmp_path / "names.csv", **columns)
+        annotation = table.annotation(pair("0"))
+        assert (annotation.labels, annotation.boxes) == (["cat", "dog"], [[1, 2, 3, 4]] * 2)
+        assert table.annotation(pair("1")).labels == []
+        assert table._table[1].column_names == ["image_id", "objects.category", "objects.bbox"]
+        assert table.annotator.weights == fingerprint([file_sha256(tmp_path / f"train-{n}.parquet") for n in (0, 1)])
+    assert TableLookup(tmp_path / "train-0.parquet").annotator.weights == file_sha256(tmp_path / "train-0.parquet")
+
+
 def test_rows_found_by_an_entry_of_the_json(tmp_path: Path) -> None:
     """COCO's detection results have numbers for images and categories."""
     rows = [
@@ -173,6 +192,21 @@ def test_a_list_written_as_text_is_not_one_label(tmp_path: Path) -> None:
             TableLookup(path).annotation(pair("a"))
     path.write_text("key,labels\na,[unknown];cat\n")
     assert TableLookup(path).annotation(pair("a")).labels == ["[unknown]", "cat"]
+
+
+def test_labels_joined_by_another_separator_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('key,labels\na,"cat, dog"\nb,cat\n')
+    assert TableLookup(path).annotation(pair("a")).labels == ["cat, dog"]
+    assert (
+        "most labels contain ',' and none ';', so each is one label; if they are lists, give annotator.separator=','"
+        in caplog.text
+    )
+    caplog.clear()
+    assert TableLookup(path, separator=",").annotation(pair("a")).labels == ["cat", "dog"]
+    path.write_text('key,labels\na,"cat, dog"\nb,cat;dog\n')
+    assert TableLookup(path).annotation(pair("a")).labels == ["cat, dog"]
+    assert not caplog.records
 
 
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
