@@ -23,10 +23,8 @@ REMEDIES = {
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
     errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
-IN_WORDS = {
-    "Too many open files": errno.EMFILE,
-    "can't start new thread": errno.EAGAIN,
-}  # a RuntimeError of torch, Python
+# How a RuntimeError of torch or Python begins that says so in words.
+IN_WORDS = {"Too many open files": errno.EMFILE, "can't start new thread": errno.EAGAIN}
 LONGEST = 240  # characters of another library's message
 MOST_SHOWN = 40  # names in a message
 
