@@ -75,4 +75,5 @@ def _group(conf: Path, group: str, chosen: str | None) -> list[str]:
 
 def _option(option: Option) -> list[str]:
     name = option.name if option.group and not option.default else f"{option.name}={option.default}"
-    return wrap(option.meaning, WIDTH, initial_indent=f"  {name}  # ", subsequent_indent=" " * 6)
+    first = f"  {name}  # "
+    return wrap(option.meaning, WIDTH, initial_indent=first, subsequent_indent=" " * 6, break_long_words=False)

@@ -80,13 +80,17 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
         name, wanted, choices = group[1], group[2], group[3].split()
         return f"{name}={wanted} is unknown{suggest(wanted, choices)}; choose one of {', '.join(choices)}"
     if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.*?)' 1\. ", text):
-        quote = f"{ambiguous[1]}={QuotedString(ambiguous[2], Quote.double).with_quotes()}"
-        return f"{ambiguous[1]}={ambiguous[2]}: a comma separates the values of a multirun (-m); quote it: {shlex.quote(quote)}"
+        name, values = ambiguous.groups()
+        quote = shlex.quote(f"{name}={QuotedString(values, Quote.double).with_quotes()}")
+        return f"{name}={values}: a comma separates the values of a multirun (-m); a list is {name}=[{values}], a text {quote}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '([\w./@]+)'", text)
     key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
     if unknown and key.startswith("model.config."):  # a mapping that may get further entries
-        return f"{key} is not in the config of this model; to add it, put a + before it: +{key}=…"
+        return (
+            f"{key} is not in the config of this model; put a + before it to add it (+{key}=…), or choose another model.name if "
+            "the model has no config of its own"
+        )
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)

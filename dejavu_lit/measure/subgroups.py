@@ -198,9 +198,9 @@ def _bins(column: str, values: list[Any]) -> tuple[Sequence[float], list[str]]:
     if column != "caption_words":
         known = [v for v in values if not is_missing(v)]
         is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
-        if not is_numeric or len(set(known)) <= MAX_DISTINCT:
+        finite = [v for v in known if abs(v) < 1e308] if is_numeric else []  # others have no quantiles
+        if not finite or len(set(known)) <= MAX_DISTINCT:
             return [], []
-        finite = [v for v in known if abs(v) < 1e308]  # the others have no quantiles
         edges = np.unique(np.quantile(finite, [0.25, 0.5, 0.75])).tolist()
     texts = [f"{edge:g}" for edge in edges]
     if len(set(texts)) < len(edges):  # such as dates that are numbers, alike in their first six digits

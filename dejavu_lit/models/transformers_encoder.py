@@ -30,6 +30,8 @@ class TransformersEncoder:
         # Always padded to the full context, so that the result does not depend on the other captions to the last bit.
         self._context = model.config.text_config.max_position_embeddings
         processor = {key: value for key, value in self._processor.to_dict().items() if not key.startswith("_")}
+        self._scale = self._processor.rescale_factor if self._processor.do_rescale else 1.0
+        processor["rescale_factor"] = self._scale
         self.fingerprint = fingerprint(
             {
                 "weights": weights_hash(model.state_dict()),
@@ -40,7 +42,6 @@ class TransformersEncoder:
         self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
         self.logit_scale: float | None = float(model.logit_scale.exp())
-        self._scale = self._processor.rescale_factor if self._processor.do_rescale else 1.0
         normalized = self._processor.do_normalize
         mean = self._processor.image_mean if normalized else [0.0] * 3
         std = self._processor.image_std if normalized else [1.0] * 3

@@ -123,6 +123,12 @@ class Evaluation:
         """The shards of A, of which a random half is a part of A and B, and of the public set; None if not available."""
         if self.data is None:
             return None, None
+        if not self.data.is_dir():
+            log.warning(
+                "the report has no images: %s does not exist; if the data were moved, give dejavu report data=FOLDER",
+                self.data,
+            )
+            return None, None
         spec = self._data_spec()
         public = _open_shards(self.public_name(), lambda: ShardSet.open(spec.public_folder()))
         return _open_shards("A", lambda: open_pool(spec.folder) if spec.half else spec.shard_set("A")), public
@@ -145,9 +151,7 @@ def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
     try:
         return opened()
     except UserError as error:
-        log.warning(
-            "the report has no images of %s: %s; if the data were moved, dejavu report data=FOLDER", name, error
-        )
+        log.warning("the report has no images of %s: %s", name, error)
         return None
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unicodedata import category
 
-HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # of Unicode: controls, signs without a width or that turn the direction, separators
-KEPT = "\n\t\u200c\u200d"  # the last two join letters, and the parts of an emoji
+HIDDEN = ("Cc", "Cf", "Zl", "Zp")  # Unicode's control and format characters, and separators of lines
+KEPT = "\n\t\u00ad\u200c\u200d\u200e\u200f"  # soft hyphens, joiners of letters and emoji, marks of a direction
 
 
 def printable(text: str) -> str:
-    """``text`` with U+FFFD for every character that shows nothing but may change how others are shown."""
+    """``text`` with U+FFFD for every control and format character, as those that turn the direction of writing, but ``KEPT``."""
     return "".join("\ufffd" if category(c) in HIDDEN and c not in KEPT else c for c in text)
 
 

@@ -107,20 +107,20 @@ class RunDirectory:
         """Save a dataclass (or a mapping) as the settings.
 
         If they replace those of a run without a checkpoint, its weights are removed, and the dashboards get a run of their own.
-        A config.yaml of another program raises UserError: its files are not ours to remove, nor are those behind a link.
+        A config.yaml of another program raises UserError: its files are not ours to remove.
         """
         if self.exists and not self.started and first_difference(self.config(), to_plain(settings)):
-            for folder in (self.last_checkpoint.parent, self.model, self.path / "wandb"):
-                if folder.is_symlink():
-                    raise UserError(
-                        f"{folder} is a link, and the weights of an earlier run are not removed there; remove it"
-                    )
-            weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
-            for path in (*weights, self.path / "wandb" / "id.json"):
-                path.unlink(missing_ok=True)
+            for path in self._replaced:
+                path.unlink()
             rmtree(self.path / "tensorboard", ignore_errors=True)
         values = {"schema": CONFIG_SCHEMA, **to_plain(settings)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    @property
+    def _replaced(self) -> list[Path]:
+        """The files of a run without a checkpoint that other settings would not fit."""
+        weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
+        return [path for path in (*weights, self.path / "wandb" / "id.json") if path.exists()]
 
     def refuse_training(self) -> None:
         """Raise UserError if a training has this directory: another command would continue or replace its dashboards."""
@@ -141,8 +141,16 @@ class RunDirectory:
                     f"{other} would be replaced, and {self.path} is not a run directory (it has no config.yaml); choose another "
                     "out="
                 )
-        elif (self.started or not take_over) and (changed := first_difference(self.config(), to_plain(settings))):
-            raise UserError(f"{self.path} has a run with other settings ({changed}); choose another out= or remove it")
+        elif changed := first_difference(self.config(), to_plain(settings)):
+            if self.started or not take_over:
+                raise UserError(
+                    f"{self.path} has a run with other settings ({changed}); choose another out= or remove it"
+                )
+            if link := next((path.parent for path in self._replaced if path.parent.is_symlink()), None):
+                raise UserError(
+                    f"{link} is a link to files of a run with other settings ({changed}), which are not removed there; choose "
+                    "another out= or remove the link"
+                )
 
     @contextmanager
     def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:

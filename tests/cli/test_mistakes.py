@@ -19,7 +19,7 @@ MISTAKES = {
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
     "train side=target lr=1e-3": "lr is not an option (did you mean 'recipe.lr'?)",
     "train side=target +foo=3": "+foo is not an option",
-    "train side=target model.config.quick_gelu=true": "model.config.quick_gelu is not in the config of this model; to add it, ",
+    "train side=target model.config.quick_gelu=true": "model.config.quick_gelu is not in the config of this model; put a + before it to ",
     "train side=target recipe.epochs=abc": "recipe.epochs=abc must be a whole number",
     "train side=target seed=null": "seed=null must be a whole number",
     "train side=target recipe.batch=0": "recipe.batch=0 must be at least 1",
@@ -42,8 +42,9 @@ MISTAKES = {
         "settings.a name, b=['mitigation.ema=0.9']: Hydra cannot read the name 'settings.a name, b'; use letters, digits"
     ),
     "train side=target out=runs/a,b": (
-        "out=runs/a,b: a comma separates the values of a multirun (-m); quote it: 'out=\"runs/a,b\"'"
+        "out=runs/a,b: a comma separates the values of a multirun (-m); a list is out=[runs/a,b], a text 'out=\"runs/a,b\"'"
     ),
+    "evaluate ks=1,5": "ks=1,5: a comma separates the values of a multirun (-m); a list is ks=[1,5], a text 'ks=\"1,5\"'",
     "power metrics=[~/a.json]": "metrics=[~/a.json]: quote each text in the list, as \"metrics=['~/a.json']\"",
     "evaluate runs/a": "runs/a has no name; write NAME=runs/a, with the option that it is for",
     f"report {ROOT}/README.md": f"{ROOT}/README.md is a file; give the out= folder of dejavu evaluate or dejavu mitigate",

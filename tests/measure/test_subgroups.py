@@ -97,6 +97,8 @@ def test_infinity_and_numbers_beyond_a_float_are_in_the_outer_bins() -> None:
     of_name = {g["group"]: g["records"] for g in got["groups"]}
     assert of_name[f"≤ {cuts[0]:g}"] == sum(value <= cuts[0] for value in with_objects)
     assert of_name[f"> {cuts[2]:g}"] == sum(value > cuts[2] for value in with_objects)
+    huge = replace(records, columns={"meta.x": [10**400 + i for i in range(300)]})  # as names
+    assert len(by_subgroup(("x",), (huge, results), smallest=1)["meta.x"]["groups"]) > 100
 
 
 def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:

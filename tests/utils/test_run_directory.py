@@ -46,10 +46,15 @@ def test_weights_behind_a_link_are_not_removed(tmp_path: Path, name: str) -> Non
     for file in ("epoch=0005.ckpt", "mine.safetensors", "id.json"):
         (elsewhere / file).touch()
     (directory.path / name).symlink_to(elsewhere)
-    with pytest.raises(UserError, match=rf"run/{name} is a link.*remove it"):
-        directory.save({"recipe": {"lr": 1e-4}})
-    assert len(list(elsewhere.iterdir())) == 3
+    other = {"recipe": {"lr": 1e-4}}
+    with pytest.raises(UserError, match=rf"run/{name} is a link.*remove the link"), directory.opened(other):
+        pass
+    assert len(files := list(elsewhere.iterdir())) == 3
     assert directory.config() == {"recipe": {"lr": 1e-3}}
+    for file in files:
+        file.unlink()
+    with directory.opened(other):  # a link to a folder on a larger disk, still empty
+        assert directory.config() == other
 
 
 def test_the_folder_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
