@@ -211,8 +211,8 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
             raise UserError(
-                f"the key {key!r} occurs twice in the data; keys must be unique over all sources, so choose others for one of "
-                "them (key=, of img2dataset url; of a folder its parent as path=)"
+                f"the key {key!r} occurs twice in the data; keys must be unique over all sources, so read one of "
+                "them with others: shards of img2dataset with key=url, a folder with the folder above it as path="
             )
     return keys
 

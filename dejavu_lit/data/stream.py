@@ -23,7 +23,7 @@ from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
 from dejavu_lit.data.epoch import EpochPlan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError, error_sentence, first_line
 from dejavu_lit.utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -202,10 +202,16 @@ class PairStream(IterableDataset[Batch]):
             "index": torch.tensor([sample.index for sample in samples]),
         }
         if get_worker_info() is not None:  # torch does it later, and drops the batch if that fails
-            remedy = "enlarge /dev/shm (docker run --shm-size=8g), or lower trainer.loader.workers or trainer.loader.prefetch"
-            with explained("a process of the data loader cannot pass on a batch", remedy, errors=(RuntimeError,)):
+            try:
                 for tensor in tensors.values():
                     tensor.share_memory_()
+            except RuntimeError as error:
+                if error_sentence(error) is not None:  # of another limit
+                    raise
+                raise UserError(
+                    f"a process of the data loader cannot pass on a batch ({first_line(error)}); enlarge /dev/shm (docker run "
+                    "--shm-size=8g), or lower trainer.loader.workers or trainer.loader.prefetch"
+                ) from None
         return {
             **tensors,
             "replaced": sum(len(sample.skipped) for sample in samples),

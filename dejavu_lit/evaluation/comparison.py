@@ -137,8 +137,8 @@ class EmbeddedSets:
             if not allow_overlap and (shared := members.intersection(public_keys)):
                 raise UserError(
                     f"data.public={inputs.data.public} has {len(shared)} keys of {blocks[block].folder}, the first is "
-                    f"{min(shared)}; search other public images, prepare them with other keys if these images differ (of "
-                    "img2dataset data.reader.key=url), or pass allow_overlap=true"
+                    f"{min(shared)}; search other public images, prepare them with other keys if they are other images (shards "
+                    "of img2dataset with data.reader.key=url), or pass allow_overlap=true"
                 )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]

@@ -92,7 +92,8 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
             from transformers import AutoModel
 
             tower = text["hf_model_name"]
-            _, report = AutoModel.from_pretrained(tower, output_loading_info=True, trust_remote_code=False)
+            with torch.random.fork_rng(devices=[]):
+                _, report = AutoModel.from_pretrained(tower, output_loading_info=True, trust_remote_code=False)
             check_loaded(f"the text tower {tower}", report, unused="pooler")
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])

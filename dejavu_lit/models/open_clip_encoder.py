@@ -244,7 +244,8 @@ def create_model(source: str, *arguments: Any, **options: Any) -> Any:
             from transformers import AutoConfig
             from transformers.utils.logging import disable_progress_bar
 
-            disable_progress_bar()  # reading a local file needs none
+            if Path(str(tower)).is_dir():
+                disable_progress_bar()  # of reading files
             kind = AutoConfig.from_pretrained(str(tower), trust_remote_code=False).model_type
         if kind not in arch_dict:
             raise UserError(

@@ -62,7 +62,9 @@ class Preemption(Callback):
                 for number in signals
                 if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN  # a background job ignores it
             }
-            for number in early_signals:
+            for number in sorted(
+                early_signals, key=WARNING_SIGNALS.__contains__
+            ):  # a warning decides: it requeues the job
                 self._handle(number, None)
 
     def _handle(self, number: int, frame: object) -> None:

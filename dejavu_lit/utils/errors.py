@@ -23,7 +23,7 @@ REMEDIES = {
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
     errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
-# How a RuntimeError of torch or Python begins that says so in words.
+# What a RuntimeError of torch or Python says of a limit, in words alone.
 IN_WORDS = {"Too many open files": errno.EMFILE, "can't start new thread": errno.EAGAIN}
 LONGEST = 240  # characters of another library's message
 MOST_SHOWN = 40  # names in a message
@@ -106,7 +106,7 @@ def error_sentence(error: BaseException) -> str | None:
     if lacks_memory(error):
         return f"not enough memory ({first_line(error)}); {REMEDIES[errno.ENOMEM]}"
     for words, number in IN_WORDS.items():
-        if isinstance(error, RuntimeError) and str(error).startswith(words):
+        if isinstance(error, RuntimeError) and words in str(error):
             return f"{words}; {REMEDIES[number]}"
     return os_error_sentence(error) if isinstance(error, OSError) else None
 

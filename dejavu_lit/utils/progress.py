@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from dejavu_lit.utils.distributed import current_ranks
 log = logging.getLogger(__name__)
 
 LINES = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+WITHOUT_TOTAL = "{desc}: {n_fmt}, {rate_fmt}"
 SECONDS_BETWEEN_LINES = 60
 LARGE = 50 << 20  # bytes of a file, which take a second or more to parse
 
@@ -40,7 +41,8 @@ def progress(
     if sys.stderr.isatty():
         return tqdm(items, delay=2, dynamic_ncols=True, **common)
     pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), SECONDS_BETWEEN_LINES)
-    return tqdm(items, file=_Log(), bar_format=LINES, leave=False, **pace, **common)
+    lines = WITHOUT_TOTAL if total is None and not isinstance(items, Sized) else LINES
+    return tqdm(items, file=_Log(), bar_format=lines, leave=False, **pace, **common)
 
 
 def announce(file: Path) -> None:

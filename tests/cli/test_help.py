@@ -48,7 +48,9 @@ def test_the_options_fit_a_narrow_terminal(command: str, monkeypatch: pytest.Mon
     of_narrow, of_whole = (re.sub(r"-\s+", "-", text).split() for text in (narrow, whole))
     assert of_narrow == of_whole  # no word is broken but at its hyphen
     too_long = [line for line in narrow.partition("Options of")[2].splitlines() if len(line) > 60]
-    assert [line for line in too_long if len(line.partition("  # ")[2].split()) > 1] == []  # but for a long name and default
+    assert [
+        line for line in too_long if len(line.partition("  # ")[2].split()) > 1
+    ] == []  # but for a long name and default
 
 
 def worked(command: str) -> list[list[str]]:

@@ -19,7 +19,9 @@ MISTAKES = {
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
     "train side=target lr=1e-3": "lr is not an option (did you mean 'recipe.lr'?)",
     "train side=target +foo=3": "+foo is not an option",
-    "train side=target model.config.quick_gelu=true": "model.config.quick_gelu is not in the config of this model; put a + before it to ",
+    "train side=target model.config.quick_gelu=true": (
+        "model.config.quick_gelu is not in the config of this model; put a + before it to add it (+model.config.quick_gelu=…)"
+    ),
     "train side=target recipe.epochs=abc": "recipe.epochs=abc must be a whole number",
     "train side=target seed=null": "seed=null must be a whole number",
     "train side=target recipe.batch=0": "recipe.batch=0 must be at least 1",

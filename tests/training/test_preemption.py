@@ -43,7 +43,8 @@ def test_a_job_that_slurm_does_not_requeue_ends_as_elsewhere(tmp_path, monkeypat
     assert "SLURM did not requeue the job" in caplog.text
 
 
-def test_a_signal_before_the_training_requeues_the_job_at_its_first_epoch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sent", [[signal.SIGTERM, signal.SIGUSR1], [signal.SIGUSR1, signal.SIGTERM]])
+def test_a_warning_before_the_training_requeues_the_job_at_its_first_epoch(sent, tmp_path, monkeypatch):
     """It would end a process that still loads its data, and SLURM requeues no job that ends by itself."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
     (tmp_path / "scontrol").chmod(0o755)
@@ -53,7 +54,7 @@ def test_a_signal_before_the_training_requeues_the_job_at_its_first_epoch(tmp_pa
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     with signals_kept():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in sent:
             os.kill(os.getpid(), number)
         warned = Preemption(tmp_path / "last.ckpt")
         found = {number: signal.getsignal(number) for number in numbers}

@@ -49,7 +49,8 @@ def test_weights_behind_a_link_are_not_removed(tmp_path: Path, name: str) -> Non
     other = {"recipe": {"lr": 1e-4}}
     with pytest.raises(UserError, match=rf"run/{name} is a link.*remove the link"), directory.opened(other):
         pass
-    assert len(files := list(elsewhere.iterdir())) == 3
+    files = list(elsewhere.iterdir())
+    assert len(files) == 3
     assert directory.config() == {"recipe": {"lr": 1e-3}}
     for file in files:
         file.unlink()

@@ -131,7 +131,9 @@ class CocoReader:
                 "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
             )
         files = {key: (image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()}
-        if others := [key for key, (file, other) in files.items() if other and _stem(file) != _stem(other)]:
+        if others := [
+            k for k, (file, other) in files.items() if other not in (None, file) and _stem(file) != _stem(other)
+        ]:
             logger.warning(
                 "%d images have another file name in the instances JSON, e.g. %s: %s and %s; if these are different images, "
                 "their objects are wrong: give instances with the ids of the captions",

@@ -25,6 +25,7 @@ from dejavu_lit.utils.io import read_json_object, visible_files
 from dejavu_lit.utils.progress import announce
 
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 # In a pattern: {file_name}; {subject_id[:2]}, the first two characters; {image_id:012}, with zeros in front.
 PLACE = re.compile(r"\{([^][{}:]+)(?:\[(\d*):(\d*)\])?(?::0(\d+)d?)?\}")
@@ -48,7 +49,7 @@ def has_entry(kind: pa.DataType, names: Sequence[str]) -> bool:
     """Whether ``entry_of`` finds an entry in values of this type."""
     if not names:
         return True
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if any(is_kind(kind) for is_kind in LISTS):
         return has_entry(kind.value_type, names[1:] if names[0].isdecimal() else names)
     number = kind.get_field_index(names[0]) if pa.types.is_struct(kind) else -1
     return number >= 0 and has_entry(kind.field(number).type, names[1:])
@@ -121,7 +122,7 @@ class Rows:
         block = self._block_of(number)
         table, offset = self._read(block), number - int(self._starts[block])
         values = {name: table[self.column_of(name)][offset].as_py() for name in columns}
-        return {n: v if n in self.schema.names else entry_of(v, n.split(".")[1:]) for n, v in values.items()}
+        return {n: v if n in self.columns else entry_of(v, n.split(".")[1:]) for n, v in values.items()}
 
     def column_of(self, name: str) -> str:
         """The column that has ``name``: its own, or that of objects with such an entry; "" if there is none."""
@@ -194,14 +195,25 @@ def read_table(
     if kind in PARQUET:
         needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
         fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
-        return pq.read_table(file, columns=[field.name for field in fields])
+        return _with_entries(pq.read_table(file, columns=[field.name for field in fields]), text_columns)
     if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
-        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        return _with_entries(pa.ipc.open_stream(pa.memory_map(str(file))).read_all(), text_columns)
     if kind in JSON:
         return read_json_table(file, text_columns)
     if kind in DELIMITERS:
         return read_delimited(file, text_columns, delimiter, header)
     raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
+
+
+def _with_entries(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The table, with those of ``names`` as columns that are entries of a column of objects, such as objects.category."""
+    for name in names:
+        column, *entries = name.split(".")
+        is_entry = name not in table.column_names and table.column_names.count(column) == 1
+        if is_entry and has_entry(table.schema.field(column).type, entries):
+            cells = pa.array([entry_of(cell, entries) for cell in table[column].to_pylist()])
+            table = table.append_column(name, cells)
+    return table
 
 
 def _select(table: pa.Table, columns: list[str], texts: bool) -> pa.Table:

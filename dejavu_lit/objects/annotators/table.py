@@ -36,8 +36,8 @@ class TableLookup(Lookup):
     key: str = "key"
     """The column of keys."""
     labels_column: str = "labels"
-    """The column of labels: lists, in CSV text with ``separator`` between the labels, of JSON also objects.names.0, of
-    parquet objects.category."""
+    """The column of labels: lists, in CSV text with ``separator`` between the labels; nested in JSON and parquet
+    objects.category, or objects.names.0 of lists."""
     scores_column: str | None = None
     """The column of scores in 0..1; null: all 1."""
     boxes_column: str | None = None
@@ -49,7 +49,7 @@ class TableLookup(Lookup):
     names: str | Path | None = None
     """A CSV or TSV without header with a code and its name per line, as Open Images has it; null: labels are names."""
 
-    @property
+    @cached_property
     def annotator(self) -> Annotator:
         files = table_files(self.path, "annotator.path")
         for option, paths in (("path", files), ("names", as_list(self.names))):
@@ -129,24 +129,23 @@ class TableLookup(Lookup):
 
     @cached_property
     def _table(self) -> tuple[KeyIndex, pa.Table]:
-        problem = f"{self.path} cannot be read as a table"
-        with explained(problem, "check the file", errors=(*READ_ERRORS, KeyError)):
-            tables = list(map(self._read, table_files(self.path, "annotator.path")))
-            table = pa.concat_tables(tables, promote_options="permissive")
-        if table[self.key].null_count:
-            raise UserError(f"{self.path} has rows without a key; fix them, or choose another column by annotator.key=")
+        tables = list(map(self._read, table_files(self.path, "annotator.path")))
+        kinds = {str(table[self.labels_column].type) for table in tables}
+        if any("int" in kind for kind in kinds) and any("double" in kind or "float" in kind for kind in kinds):
+            raise UserError(  # one of both would become 3.0, another label than 3
+                f"{self.path}: {self.labels_column} are whole numbers in one file and fractions in another, as pandas writes "
+                "them if one is missing; write them alike"
+            )
+        table = pa.concat_tables(tables, promote_options="permissive")
         self._warn_of_separator(table[self.labels_column])
-        with explained(f"{self.path} has keys that are not text", "choose another column by annotator.key="):
-            keys = table[self.key].cast(pa.string()).to_pylist()
-        return KeyIndex(keys), table
+        return KeyIndex(table[self.key].to_pylist()), table
 
     def _read(self, file: Path) -> pa.Table:
-        """The columns that are needed of one file."""
+        """The columns that are needed of one file, its keys as text."""
         columns = list(dict.fromkeys(column for column in self._columns if column is not None))
-        table = read_table(file, columns)
-        table.validate(full=True)
-        if not set(columns) <= set(table.column_names):
-            table = table.flatten()  # objects.category of the column objects
+        with explained(f"{file} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError)):
+            table = read_table(file, columns)
+            table.validate(full=True)
         for column in columns:
             if (count := table.column_names.count(column)) != 1:
                 problem = f"{count} columns" if count else "no column"
@@ -154,7 +153,12 @@ class TableLookup(Lookup):
                     f"{file} has {problem} {column!r}{suggest(column, table.column_names)}; it has "
                     f"{shown(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
                 )
-        return table.select(columns)
+        if table[self.key].null_count:
+            raise UserError(f"{file} has rows without a key; fix them, or choose another column by annotator.key=")
+        with explained(f"{file} has keys that are not text", "choose another column by annotator.key="):
+            keys = table[self.key].cast(pa.string())
+        table = table.select(columns)
+        return table.set_column(columns.index(self.key), self.key, keys)
 
     def _warn_of_separator(self, labels: pa.ChunkedArray) -> None:
         """Warn if at least half of the labels seem to be several, joined otherwise."""

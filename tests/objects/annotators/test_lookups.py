@@ -9,7 +9,9 @@ import pytest
 from open_clip import IMAGENET_CLASSNAMES
 
 from benchmarks.shards import write_shards
+from dejavu_lit.data.readers.rows import read_table
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.objects.annotators import table as module
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.objects.annotators.table import TableLookup
@@ -145,9 +147,41 @@ def test_entries_of_several_parquet_files_without_their_images(tmp_path: Path) -
         annotation = table.annotation(pair("0"))
         assert (annotation.labels, annotation.boxes) == (["cat", "dog"], [[1, 2, 3, 4]] * 2)
         assert table.annotation(pair("1")).labels == []
-        assert table._table[1].column_names == ["image_id", "objects.category", "objects.bbox"]
+        assert "image" not in read_table(tmp_path / "train-0.parquet", list(columns.values())).column_names
         assert table.annotator.weights == fingerprint([file_sha256(tmp_path / f"train-{n}.parquet") for n in (0, 1)])
     assert TableLookup(tmp_path / "train-0.parquet").annotator.weights == file_sha256(tmp_path / "train-0.parquet")
+
+
+def test_entries_of_lists_of_objects_in_parquet(tmp_path: Path) -> None:
+    """As pyarrow writes JSON; a dictionary of lists is another way to write the same."""
+    objects = [{"category": "cat", "bbox": [1.0, 2.0, 3.0, 4.0]}, {"category": "dog", "bbox": [0.0, 0.0, 1.0, 1.0]}]
+    pq.write_table(pa.Table.from_pylist([{"key": "a", "objects": objects}]), tmp_path / "t.parquet")
+    table = TableLookup(tmp_path / "t.parquet", labels_column="objects.category", boxes_column="objects.bbox")
+    annotation = table.annotation(pair("a"))
+    assert (annotation.labels, annotation.boxes) == (["cat", "dog"], [[1, 2, 3, 4], [0, 0, 1, 1]])
+
+
+def test_whole_numbers_and_fractions_of_several_files_are_not_mixed(tmp_path: Path) -> None:
+    """pandas writes whole numbers as fractions if one is missing: 3 and 3.0 would be two labels."""
+    pq.write_table(pa.table({"key": ["a"], "labels": [3]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"key": ["b"], "labels": [3.0]}), tmp_path / "2.parquet")
+    assert TableLookup(tmp_path / "1.parquet").annotation(pair("a")).labels == ["3"]
+    with pytest.raises(UserError, match="whole numbers in one file and fractions in another"):
+        TableLookup(tmp_path).annotation(pair("a"))
+
+
+def test_a_damaged_file_of_several_is_named_and_each_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path) or "digest")
+    pq.write_table(pa.table({"key": ["a"], "labels": ["cat"]}), tmp_path / "1.parquet")
+    (tmp_path / "2.parquet").write_bytes(b"no parquet")
+    table = TableLookup(tmp_path)
+    assert table.annotator == table.annotator
+    assert len(hashed) == 2
+    with pytest.raises(UserError, match=r"2\.parquet cannot be read as a table"):
+        table.annotation(pair("a"))
 
 
 def test_rows_found_by_an_entry_of_the_json(tmp_path: Path) -> None:
