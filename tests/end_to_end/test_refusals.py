@@ -81,7 +81,7 @@ def test_figures_follow_the_contents_of_the_files_that_they_name(runs, scenes, t
     known = ShardSet.open(scenes / "A").keys(1)[0]
     keys.write_text(f"{known}\nnobody\n")
     first = call("evaluate", *options, f"keys={keys}", "report.write=false")
-    assert "1 unknown" in first.stderr
+    assert "1 not in A" in first.stderr
     again = call("evaluate", *options, f"keys={keys}", "report.write=false")
     assert "is finished" in again.stderr
     keys.write_text(f"{known}\nnobody\nnothing\n")
