@@ -85,7 +85,7 @@ def test_figures_follow_the_contents_of_the_files_that_they_name(runs, scenes, t
     again = call("evaluate", *options, f"keys={keys}", "report.write=false")
     assert "is finished" in again.stderr
     keys.write_text(f"{known}\nnobody\nnothing\n")
-    assert "2 unknown" in call("evaluate", *options, f"keys={keys}", "report.write=false").stderr
+    assert "2 not in A" in call("evaluate", *options, f"keys={keys}", "report.write=false").stderr
 
 
 def test_data_that_were_prepared_again_since_the_evaluation(runs, scenes, tmp_path):
