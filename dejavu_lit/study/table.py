@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +42,7 @@ from dejavu_lit.utils.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of study.json
-OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkpoint or a knob sets another
+OPEN_CLIP_LOGIT_SCALE = math.log(1 / 0.07)  # the initial value, unless a config, a checkpoint or a knob sets another
 
 
 def evaluate_cells(
@@ -133,7 +134,8 @@ def knobs(run: Path, epoch: int | None = None) -> dict[str, Any]:
     values: dict[str, Any] = to_plain(settings.mitigation)
     defaults = {"weight_decay": recipe.weight_decay, "logit_scale_max": recipe.logit_scale_max}
     if not settings.model.init:
-        defaults["logit_scale_init"] = OPEN_CLIP_LOGIT_SCALE
+        initial = (settings.model.config or {}).get("init_logit_scale", OPEN_CLIP_LOGIT_SCALE)
+        defaults["logit_scale_init"] = round(math.exp(initial), 4)
     values |= {name: value for name, value in defaults.items() if values.get(name) is None}
     return values | {"stop_epoch": epoch if epoch is not None else settings.epochs}
 

@@ -296,6 +296,9 @@ def test_a_row_has_the_value_of_every_knob(tmp_path):
     assert (values["logit_scale_max"], values["logit_scale_init"]) == (100.0, 14.2857)
     assert knobs(tmp_path, epoch=5)["stop_epoch"] == 5
     assert knobs(tmp_path / "nothing") == {}
+    siglip = replace(config().model, config={"embed_dim": 8, "init_logit_scale": 2.3026})
+    RunDirectory(tmp_path / "siglip").save(replace(config(), model=siglip))
+    assert knobs(tmp_path / "siglip")["logit_scale_init"] == pytest.approx(10, abs=1e-3)
 
 
 def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
