@@ -36,6 +36,8 @@ def test_levels_by_hand() -> None:
 def test_spearman_of_extremes() -> None:
     assert spearman(np.arange(5), np.arange(5) ** 3) == pytest.approx({"rho": 1.0, "p": 0.0})
     assert spearman(np.arange(5), np.zeros(5)) == {"rho": None, "p": None}
+    assert spearman(np.arange(3), np.arange(3))["rho"] == pytest.approx(1)
+    assert spearman(np.arange(2), np.arange(2))["rho"] is None
 
 
 def test_mistakes_are_named() -> None:

@@ -38,6 +38,7 @@ def test_reliability_of_a_ranking_is_the_correlation_of_all_halves_with_as_many_
     assert value == pytest.approx(8 / 9, abs=0.03)
     noise, _ = reliability(random.normal(size=(8, 4000)), outside)
     assert noise == pytest.approx(0, abs=0.1)
+    assert reliability(inside[:2], outside[:2])[0] == pytest.approx(2 / 3, abs=0.04)  # 1 / (1 + 1 / 2)
     assert "1 half cannot be split" in str(reliability(inside[:1], outside[:1])[1])
     assert "same for all" in str(reliability(outside, outside)[1])
     opposite = np.stack([truth, -truth] * 4)  # a negative correlation stays what it is
