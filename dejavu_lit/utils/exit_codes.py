@@ -98,7 +98,7 @@ def keep_signal(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """In a SLURM job, keep the signals that announce its end in ``early_signals``, for a training that has not yet begun.
+    """In a SLURM job, keep the signals that announce its end in ``early_signals``, for a training that has not started yet.
 
     They would end the process, and SLURM requeues no job that ends by itself, also if it was being preempted. Signals that
     submitit handles are left to it.
