@@ -72,9 +72,10 @@ def write_report(
     if limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
-        absent = "is a file" if path.exists() else "does not exist"
-        absent = "contains neither metrics.json nor study.json" if path.is_dir() else absent
-        raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
+        problem = "is a file" if path.exists() else "does not exist"
+        if path.is_dir():
+            problem = "contains neither metrics.json nor study.json"
+        raise UserError(f"{path} {problem}; give the out= folder of dejavu evaluate or dejavu mitigate")
     if target.exists() and not target.is_dir():
         raise UserError(f"out={target} is a file; choose a folder")
     if out and Path.cwd().is_relative_to(target.resolve()):

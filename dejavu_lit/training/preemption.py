@@ -62,9 +62,8 @@ class Preemption(Callback):
                 for number in signals
                 if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN  # a background job ignores it
             }
-            for number in sorted(
-                early_signals, key=WARNING_SIGNALS.__contains__
-            ):  # a warning decides: it requeues the job
+            # A warning comes last and decides: it requeues the job.
+            for number in sorted(early_signals, key=WARNING_SIGNALS.__contains__):
                 self._handle(number, None)
 
     def _handle(self, number: int, frame: object) -> None:

@@ -130,14 +130,12 @@ class CocoReader:
             logger.warning(
                 "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
             )
-        files = {key: (image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()}
-        if others := [
-            k for k, (file, other) in files.items() if other not in (None, file) and _stem(file) != _stem(other)
-        ]:
+        named = [(key, image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()]
+        if others := [entry for entry in named if entry[2] is not None and not _are_alike(*entry[1:])]:
             logger.warning(
                 "%d images have another file name in the instances JSON, e.g. %s: %s and %s; if these are different images, "
                 "their objects are wrong: give instances with the ids of the captions",
-                *(len(others), others[0], *files[others[0]]),
+                *(len(others), *others[0]),
             )
         return instances
 
@@ -187,7 +185,7 @@ def _number(file: str) -> str | None:
     return f"{number[1] or number[2]:0>12}" if (number := IMAGE_NAME.fullmatch(file)) else None
 
 
-def _stem(file: Any) -> str:
-    """What names of one image have in common: the number in COCO's, else the name without folders and extension."""
-    stem = Path(str(file)).stem
-    return _number(stem) or _number(f"{stem}.jpg") or stem
+def _are_alike(*files: Any) -> bool:
+    """Whether names may be those of one image: with the number in COCO's, else without folders and extension, they are equal."""
+    stems = {Path(str(file)).stem for file in set(files)}
+    return len({_number(stem) or _number(f"{stem}.jpg") or stem for stem in stems}) == 1
