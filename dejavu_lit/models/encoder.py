@@ -13,10 +13,10 @@ from dejavu_lit.utils.errors import UserError
 class Encoder(Protocol):
     """A frozen model that turns images and captions into unit vectors of one space.
 
-    ``name`` is the name that the user gave. ``fingerprint`` covers weights, preprocessing and architecture, so two names
-    of the same model have the same fingerprint. ``pixels`` covers the preprocessing alone: encoders with the same
-    ``pixels`` take the same preprocessed images. ``logit_scale`` is the multiplier 1/τ of the cosines in the model's own
-    loss, None if it has none.
+    ``name`` is the name that the user gave. ``fingerprint`` covers weights, preprocessing, architecture and the tokenizer's
+    files, so two names of the same model have the same fingerprint. ``pixels`` covers the preprocessing alone: encoders with
+    the same ``pixels`` take the same preprocessed images. ``logit_scale`` is the multiplier 1/τ of the cosines in the model's
+    own loss, None if it has none.
     """
 
     name: str

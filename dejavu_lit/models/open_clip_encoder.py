@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
-from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dejavu_lit.models.towers import image_tower, text_tower, unit_features
 from dejavu_lit.models.weights import (
     SUFFIXES,
@@ -61,9 +61,10 @@ class OpenClipEncoder:
         self.name = name
         self.device = torch_device(device)
         preprocess = get_model_preprocess_cfg(model)
-        self.fingerprint = fingerprint(
-            {"weights": weights_hash(model.state_dict()), "preprocess": preprocess, "architecture": config}
-        )
+        identity = {"weights": weights_hash(model.state_dict()), "preprocess": preprocess, "architecture": config}
+        if words := tokenizer_fingerprint(tokenizer):
+            identity["tokenizer"] = words
+        self.fingerprint = fingerprint(identity)
         self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
         # Their gain is measured on a CPU; a GPU would wait for the launches of many small batches of captions.

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 
 from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.io import fingerprint
 
 # What text_cfg.tokenizer_kwargs may set: how text is cleaned and which tokens are special. None of it names a file, an
 # address or a class.
@@ -48,6 +49,14 @@ def check_words(holder: Any) -> None:
     special = getattr(tokenizer, "all_special_tokens", None)
     if special is not None and not set(tokenizer.get_vocab()).difference(special):
         raise ValueError("its tokenizer has no words: tokenizer.json or the like is missing")
+
+
+def tokenizer_fingerprint(holder: Any) -> str | None:
+    """A fingerprint of a tokenizer of transformers, or that of a model or processor; None for others, which have no files."""
+    tokenizer = getattr(holder, "tokenizer", holder)
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        return fingerprint(backend.to_str())
+    return fingerprint(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None
 
 
 def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) -> None:

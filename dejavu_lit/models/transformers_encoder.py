@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
-from dejavu_lit.models.tokenizer import check_words
+from dejavu_lit.models.tokenizer import check_words, tokenizer_fingerprint
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -36,6 +36,7 @@ class TransformersEncoder:
             {
                 "weights": weights_hash(model.state_dict()),
                 "preprocess": processor,
+                "tokenizer": tokenizer_fingerprint(self._tokenizer),
                 "architecture": {**model.config.to_dict(), "_name_or_path": None, "transformers_version": None},
             }
         )

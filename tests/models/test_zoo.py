@@ -358,6 +358,10 @@ def test_transformers_folders(kind, tmp_path):
     torch.testing.assert_close(encoder.encode_captions(CAPTIONS), out.text_embeds, atol=1e-5, rtol=0)
     assert np.array_equal(encoder.preprocess(pixels(batch[0])), encoder.preprocess(batch[0]))
     assert encoder.fingerprint == load_encoder(str(tmp_path)).fingerprint
+    shutil.copytree(tmp_path, tmp_path / "words")
+    words = tmp_path / "words" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"ball"', '"other"'))
+    assert load_encoder(str(tmp_path / "words")).fingerprint != encoder.fingerprint
     transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil", do_rescale=False).save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     with torch.no_grad():
@@ -369,6 +373,19 @@ def test_transformers_folders(kind, tmp_path):
     )
     with pytest.raises(UserError, match="lack or do not fit"):
         load_encoder(str(tmp_path))
+
+
+def test_the_fingerprint_covers_a_tokenizer_of_transformers(tmp_path):
+    write_transformers("clip", tmp_path / "words")
+    text = {**CONFIG["text_cfg"], "hf_tokenizer_name": "words"}
+    folder = write_clip(tmp_path / "model", config={**CONFIG, "text_cfg": text})
+    for file in (tmp_path / "words").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    before = load_encoder(f"local-dir:{folder}").fingerprint
+    assert load_encoder(f"local-dir:{folder}").fingerprint == before
+    words = folder / "tokenizer.json"
+    words.write_text(words.read_text().replace('"ball"', '"other"'))
+    assert load_encoder(f"local-dir:{folder}").fingerprint != before
 
 
 def test_a_transformers_folder_without_its_tokenizer_or_processor_is_refused(tmp_path):
