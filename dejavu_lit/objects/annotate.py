@@ -45,19 +45,6 @@ class Summary:
     complete: bool  # whether all parts are; ``failed.csv`` is then written
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The file with the objects of a shard. The shard is indexed when it is needed: those of all would fill the memory."""
-
-    path: Path
-    set: str
-    shards: ShardSet
-    number: int
-
-    def shard(self) -> Shard:
-        return Shard(self.set, self.shards.index(self.number))
-
-
 def annotate(
     source: Source,
     sets: Mapping[str, ShardSet],
@@ -81,26 +68,26 @@ def annotate(
     _claim_folder(out, source)
     for name, shards in sets.items():
         _check_shards(out / name, shards)
-    all_parts = [
-        _Part(out / name / f"{Path(shard).stem}.parquet", name, shards, number)
+    parts = {
+        out / name / f"{Path(tar).stem}.parquet": Shard(name, shards, number)
         for name, shards in sets.items()
-        for number, shard in enumerate(shards.names)
-    ]
-    own_parts = all_parts[share[0] :: share[1]]
-    missing = [part for part in own_parts if not _is_complete(part, source.annotator)]
+        for number, tar in enumerate(shards.names)
+    }
+    own = dict(list(parts.items())[share[0] :: share[1]])
+    missing = {path: shard for path, shard in own.items() if not _is_complete(path, shard, source.annotator)}
     start = time.monotonic()
     images = _write_parts(source, missing, max_failed)
 
-    existing = [part for part in all_parts if part.path.exists()]
-    complete = len(existing) == len(all_parts)
+    existing = [path for path in parts if path.exists()]
+    complete = len(existing) == len(parts)
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
     failed = []
-    for part in all_parts if complete else own_parts:
+    for path, shard in (parts if complete else own).items():
         try:
-            failed += [{"set": part.set, "key": key, "reason": why} for key, why in failures(part.path).items()]
+            failed += [{"set": shard.set, "key": key, "reason": why} for key, why in failures(path).items()]
         except UserError as damaged:  # another task's, which writes it again
             logger.warning("%s", damaged)
-            existing.remove(part)
+            existing.remove(path)
             complete = False
     if complete:
         write_csv(out / FAILURES_FILE, failed, ("set", "key", "reason"), end="\n")
@@ -108,7 +95,7 @@ def annotate(
         images=images,
         seconds=time.monotonic() - start,
         parts=len(existing),
-        total_parts=len(all_parts),
+        total_parts=len(parts),
         failed=len(failed),
         complete=complete,
     )
@@ -131,12 +118,11 @@ def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
     return f"{text} (the vocabulary decides what can be measured)"
 
 
-def _write_parts(source: Source, parts: Sequence[_Part], max_failed: float) -> int:
-    """Annotate the shards of ``parts`` one by one; returns the number of their images."""
-    total, images = sum(part.shards.sizes[part.number] for part in parts), 0
+def _write_parts(source: Source, parts: Mapping[Path, Shard], max_failed: float) -> int:
+    """Annotate the shards one by one, each into its part; returns the number of their images."""
+    total, images = sum(shard.shards.sizes[shard.number] for shard in parts.values()), 0
     with progress(None, f"annotating with {source.annotator.name}", total=total, unit="image") as bar:
-        for part in parts:
-            shard = part.shard()
+        for path, shard in parts.items():
             rows: list[Annotation | Failed] = []
             for row in source.rows(shard):
                 rows.append(row)
@@ -144,7 +130,7 @@ def _write_parts(source: Source, parts: Sequence[_Part], max_failed: float) -> i
             if [row.key for row in rows] != list(shard.index.keys):
                 raise AssertionError(f"{source.annotator.name} returned rows that do not match {shard.index.path}")
             _check_failures(shard, rows, max_failed)
-            write_objects(part.path, rows, source.annotator, shard.index.images)
+            write_objects(path, rows, source.annotator, shard.index.images)
             images += len(rows)
     return images
 
@@ -177,9 +163,8 @@ def _check_shards(folder: Path, shards: ShardSet) -> None:
         )
 
 
-def _is_complete(part: _Part, annotator: Annotator) -> bool:
+def _is_complete(path: Path, shard: Shard, annotator: Annotator) -> bool:
     """Whether a part exists, can be read and has its shard's images; raises UserError if it is another annotator's."""
-    path = part.path
     if not path.exists():
         return False
     try:
@@ -188,7 +173,7 @@ def _is_complete(part: _Part, annotator: Annotator) -> bool:
         logger.warning("%s is damaged and will be redone", path)
         return False
     _check_annotator(path, annotator, part_annotator)
-    index = part.shard().index
+    index = shard.index
     if table["key"].to_pylist() != list(index.keys) or not is_part_of(path, index.images):
         logger.warning("%s has other images than its shard and will be redone", path)
         return False

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
-from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range, device_failed, first_line, lacks_memory
 from dejavu_lit.utils.parallel import map_ahead
@@ -27,10 +27,16 @@ REASON_LENGTH = 200  # characters of an exception that go into the artifact
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to annotate, and the name of its set ("A", "P", …)."""
+    """A shard to annotate: the name of its set ("A", "P", …), and its number among the set's shards."""
 
     set: str
-    index: ShardIndex
+    shards: ShardSet
+    number: int
+
+    @property
+    def index(self) -> ShardIndex:
+        """Its pairs. Not kept here: the indexes of all shards would fill the memory."""
+        return self.shards.index(self.number)
 
 
 class Source(ABC):

@@ -77,7 +77,8 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     boxed = [row for row in rows if len(row[2]) == 4 and min(row[2][2:]) > 0]
     # Large boxes first, so that they do not cover the labels of small ones.
     boxed.sort(key=lambda row: -row[2][2] * row[2][3])
-    font, pen = _font("".join(objects.labels)), ImageDraw.Draw(scaled)
+    is_cjk = any(character >= "\u2e80" for label in objects.labels for character in label)  # where their blocks begin
+    font, pen = _font(is_cjk), ImageDraw.Draw(scaled)
     for label, score, (x, y, width, height) in boxed:
         left, right = (min(max(side * scale, 0), scaled.width - 1) for side in (x, x + width))
         top, bottom = (min(max(side * scale, 0), scaled.height - 1) for side in (y, y + height))
@@ -93,19 +94,15 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     return tile
 
 
-def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, or for a text with Chinese, Japanese or Korean one that has these."""
-    file = _cjk_font() if any(character >= "\u2e80" for character in text) else None  # where their blocks begin
-    return ImageFont.truetype(file, TEXT) if file else ImageFont.load_default(TEXT)
-
-
 @cache
-def _cjk_font() -> str | None:
-    for name in CJK:
+def _font(is_cjk: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or one that has Chinese, Japanese and Korean."""
+    for name in CJK if is_cjk else ():
         with suppress(OSError):
-            return str(ImageFont.truetype(name, TEXT).path)
-    log.warning("labels in Chinese, Japanese or Korean are drawn as boxes: install a font, such as Noto Sans CJK")
-    return None
+            return ImageFont.truetype(name, TEXT)
+    if is_cjk:
+        log.warning("labels in Chinese, Japanese or Korean are drawn as boxes: install a font, such as Noto Sans CJK")
+    return ImageFont.load_default(TEXT)
 
 
 def label_color(label: str) -> tuple[int, ...]:

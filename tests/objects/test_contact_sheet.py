@@ -9,7 +9,7 @@ from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.shards import Pair
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.classes import ClassLabels
-from dejavu_lit.objects.contact_sheet import FOOT, GAP, TEXT, _cjk_font, contact_sheet, draw, label_color, sheet
+from dejavu_lit.objects.contact_sheet import FOOT, GAP, TEXT, _font, contact_sheet, draw, label_color, sheet
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 
@@ -49,16 +49,16 @@ def test_chinese_labels_are_drawn_with_an_installed_font(
 
     for name in ("XDG_DATA_HOME", "XDG_DATA_DIRS"):  # where Pillow looks for fonts
         monkeypatch.setenv(name, str(tmp_path))
-    _cjk_font.cache_clear()
+    _font.cache_clear()
     image, objects = Image.new("RGB", (64, 64)), Annotation("key", ["冠", "狗"], [1, 1], [[0] * 4, [8, 30, 40, 20]])
     draw(image, objects, 0.5, size=64)
     draw(image, objects, 0.5, size=64)
     assert caplog.text.count("are drawn as boxes") == 1
     write_font(tmp_path / "fonts/NotoSansCJK-Regular.ttc", "冠")
-    _cjk_font.cache_clear()
+    _font.cache_clear()
     foot = np.asarray(draw(image, objects, 0.5, size=64))[64 + TEXT + 3 :]
     assert (foot == 0).all(2).sum() >= (TEXT - 1) ** 2  # a black square
-    _cjk_font.cache_clear()
+    _font.cache_clear()
 
 
 def test_images_of_an_unfinished_artifact_are_drawn(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ TABLE = pa.table(
 
 def read_lookup(lookup, shards: ShardSet) -> None:
     """Annotate the shard as ``annotate`` does."""
-    rows = try_read(lambda: list(lookup.rows(Shard("A", shards.index(0)))))
+    rows = try_read(lambda: list(lookup.rows(Shard("A", shards, 0))))
     assert rows is None or [row.key for row in rows] == list(KEYS)
 
 
@@ -181,7 +181,7 @@ def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json
             tar.addfile(info, io.BytesIO(data))
     (tmp_path / "names.txt").write_bytes(text)
     (tmp_path / "names.json").write_bytes(json_)
-    shard = Shard("A", index_shard(tmp_path / "0.tar"))
+    shard = Shard("A", ShardSet(tmp_path, ("0.tar",), (1,)), 0)
     for name in ("names.txt", "names.json"):
         try_read(lambda name=name: vocabulary(tmp_path / name))
     for source in (

@@ -48,7 +48,7 @@ def test_the_caption_that_is_trained_on_is_excluded_in_any_spelling() -> None:
 def test_a_trained_caption_that_is_not_listed_is_reported(tmp_path, caplog) -> None:
     pairs = [Pair(f"k{n}", b"", "png", "a dog", {"captions": ["a cat", *["a dog"][:n]]}) for n in range(2)]
     shards = write_shards(tmp_path, pairs)
-    rows = list(OtherCaptions().rows(Shard("A", shards.index(0))))
+    rows = list(OtherCaptions().rows(Shard("A", shards, 0)))
     assert [row.labels for row in rows] == [["cat"], ["cat"]]
     assert caplog.messages == [
         f"1 of 2 images of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "

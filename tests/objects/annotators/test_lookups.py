@@ -87,7 +87,7 @@ def test_wrong_tables_give_one_sentence(tmp_path: Path, text: str, options: dict
     (tmp_path / "t.csv").write_text(text)
     shards = write_shards(tmp_path / "A", [pair("a")])
     with pytest.raises(UserError, match=message):
-        list(TableLookup(tmp_path / "t.csv", **options).rows(Shard("A", shards.index(0))))
+        list(TableLookup(tmp_path / "t.csv", **options).rows(Shard("A", shards, 0)))
 
 
 def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_scores_outside_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
     (tmp_path / "t.csv").write_text(f"key,labels,scores\na,x,{score}\n")
     shards = write_shards(tmp_path / "A", [pair("a")])
     with pytest.raises(UserError, match=r"a of .*00000\.tar: .*score.*; fix the input of annotator=table"):
-        list(TableLookup(tmp_path / "t.csv", scores_column="scores").rows(Shard("A", shards.index(0))))
+        list(TableLookup(tmp_path / "t.csv", scores_column="scores").rows(Shard("A", shards, 0)))
 
 
 def test_missing_files_and_files_that_are_not_tables(tmp_path: Path) -> None:
