@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -32,7 +32,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-UNFINISHED = ".samples"  # the folder in which the samples are drawn
+UNFINISHED = ".samples"  # a folder that is there until the samples are complete
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
@@ -144,15 +144,14 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
     unfinished = out / UNFINISHED
-    if (unfinished / MANIFEST).is_file():  # complete, but killed before all had their names
-        check_settings(out, settings, read_json_object(unfinished / MANIFEST, SCHEMA).get("settings", {}))
-        _move(unfinished, out, wanted)
-        return
+    if unfinished.exists():  # an earlier call was interrupted
+        for name in SETS:
+            shutil.rmtree(out / name, ignore_errors=True)
     refuse_foreign(out, SETS)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True, exist_ok=True)
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
-    draw = _Draw(raw, {name: _Sample(unfinished / name, size, -(-size // shards)) for name, size in wanted.items()})
+    draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
     warn_unread("data.shards", "members", draw.unread)
     for name, sample in draw.samples.items():
@@ -164,7 +163,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
-        unfinished / MANIFEST,
+        out / MANIFEST,
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -176,15 +175,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
-    _move(unfinished, out, wanted)
-
-
-def _move(unfinished: Path, out: Path, sets: Iterable[str]) -> None:
-    """Move complete samples, or those that an earlier call has left, and at last their manifest to ``out``."""
-    for name in (*sets, MANIFEST):
-        if (unfinished / name).exists():
-            (unfinished / name).rename(out / name)
-    unfinished.rmdir()
+    shutil.rmtree(unfinished)
 
 
 class _Draw:

@@ -28,6 +28,7 @@ from dejavu_lit.evaluation.settings import DataChanges
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
 from tests.conftest import SMALL, run
 from tests.data.images import contents, encoded, sample_image
 from tests.data.test_stream import CONFIG, char_tokens
@@ -356,7 +357,6 @@ def test_what_a_failed_draw_has_left_is_in_no_sample_and_sets_of_others_stay(tar
     raw = RawShards(str(tars), FRACTIONS)
     with pytest.raises(UserError, match=r"data\.sizes\.P=90, but"):
         write_samples(raw, {"A": 20, "P": 90}, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("[!.]*"))
     write_samples(replace(raw, seed=1), {"A": 6, "B": 6}, tmp_path / "out")
     assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/*.tar")) == ["A", "B"]
     assert [len(ShardSet.open(tmp_path / "out" / name)) for name in "AB"] == [6, 6]
@@ -365,21 +365,18 @@ def test_what_a_failed_draw_has_left_is_in_no_sample_and_sets_of_others_stay(tar
         write_samples(raw, {"A": 6}, tmp_path / "own")
 
 
-def test_samples_that_were_killed_between_their_names_are_finished(tars, tmp_path, monkeypatch):
-    raw, sizes, out, rename = RawShards(str(tars), FRACTIONS), {"A": 6, "B": 6}, tmp_path / "out", Path.rename
+def test_samples_that_were_killed_before_their_manifest_are_drawn_again(tars, tmp_path, monkeypatch):
+    raw, sizes, out = RawShards(str(tars), FRACTIONS), {"A": 6, "B": 6}, tmp_path / "out"
 
-    def killed(path: Path, target: Path) -> Path:
-        if path.name == "B":
+    def killed(path: Path, content: object) -> None:
+        if path.parent.name == "B":
             raise KeyboardInterrupt
-        return rename(path, target)
+        write_json(path, content)
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr("dejavu_lit.data.raw_shards.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_samples(raw, sizes, out)
+        write_samples(raw, {"A": 9, "B": 6, "P": 6}, out)
     monkeypatch.undo()
-    assert [path.name for path in out.glob("[!.]*")] == ["A"]
-    with pytest.raises(UserError, match="made with other settings"):
-        write_samples(raw, {"A": 6}, out)
     write_samples(raw, sizes, out)
     write_samples(raw, sizes, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
