@@ -5,6 +5,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from pathlib import Path
@@ -171,15 +172,10 @@ def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np
     The key "" counts the pairs that are listed nowhere. ``listed`` is what ``allowed_sets`` took, the others its
     results, all int8 [n].
     """
-    counts = {}
-    for code in (*range(len(SETS)), ANY):
-        excluded = (allowed == NONE) & (listed == code)
-        counts[SETS[code] if code != ANY else ""] = int(excluded.sum())
-        for owning in np.unique(owner[excluded]).tolist():
-            log.warning(
-                "%d pairs %s left out: duplicates of pairs of %s",
-                (excluded & (owner == owning)).sum(),
-                f"of {SETS[code]}" if code != ANY else "that are listed nowhere",
-                SETS[owning],
-            )
-    return {name: count for name, count in counts.items() if count}
+    excluded, counts = allowed == NONE, Counter[str]()
+    pairs = Counter(zip(listed[excluded].tolist(), owner[excluded].tolist(), strict=True))
+    for (code, owning), count in sorted(pairs.items()):
+        counts["" if code == ANY else SETS[code]] += count
+        whose = "that are listed nowhere" if code == ANY else f"of {SETS[code]}"
+        log.warning("%d pairs %s left out: duplicates of pairs of %s", count, whose, SETS[owning])
+    return dict(counts)

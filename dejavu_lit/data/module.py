@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
-from PIL import Image
 
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
@@ -105,10 +104,8 @@ class PairDataModule(pl.LightningDataModule):
         self._check_captions(total)
         if self._cache is not None:
             return
-        if self.augment is not None:
-            self._cache = load_images(self.train_set, total, rgb_pixels, limit)
-        elif self.preprocess(Image.new("RGB", (8, 8))).nbytes * total <= limit:  # else no image need be decoded to know
-            self._cache = load_images(self.train_set, total, self.preprocess, limit)
+        preprocess = self.preprocess if self.augment is None else rgb_pixels
+        self._cache = load_images(self.train_set, total, preprocess, limit)
         knobs = self.mitigation
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)
@@ -144,10 +141,8 @@ class PairDataModule(pl.LightningDataModule):
         """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``."""
         knobs = self.mitigation
         choice = knobs.caption_choice
-        checked = (
-            min(total, CHECKED_PAIRS) if choice or knobs.caption_words or knobs.text_mask or knobs.text_shuffle else 0
-        )
-        first = [(pair.caption, caption_candidates(pair) if choice else ()) for pair in self._pairs(checked)]
+        pairs = self._pairs(min(total, CHECKED_PAIRS))
+        first = [(pair.caption, caption_candidates(pair) if choice else ()) for pair in pairs]
         if choice and not any(len(set(candidates)) > 1 for _, candidates in first):
             raise UserError(
                 "mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), but "

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.utils.errors import UserError, first_line, has_remedy
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, name_file_in_errors, visible_files
 
 METADATA = b"dejavu_lit"
@@ -205,13 +205,8 @@ def reading(
     path: Path, problem: str = "is damaged or not an object artifact", remedy: str = "annotate the images again"
 ) -> Iterator[None]:
     """Turn what a damaged file raises into a UserError; an error of the system (EIO, no permission) stays, with the path."""
-    with name_file_in_errors(path):
-        try:
-            yield
-        except (*READ_ERRORS, KeyError, TypeError) as error:
-            if isinstance(error, OSError) and has_remedy(error):
-                raise
-            raise UserError(f"{path} {problem} ({first_line(error)}); {remedy}") from None
+    with name_file_in_errors(path), explained(f"{path} {problem}", remedy, errors=(*READ_ERRORS, KeyError, TypeError)):
+        yield
 
 
 def _checked(table: pa.Table) -> pa.Table:

@@ -67,12 +67,11 @@ def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     assert pairs.val_dataloader() == []
 
 
-def test_images_that_do_not_fit_into_memory_are_not_decoded(folder, monkeypatch):
-    calls: list[int] = []
-    monkeypatch.setattr("dejavu_lit.data.module.load_images", lambda *options: calls.append(options[1]))
+def test_images_that_do_not_fit_into_memory_are_not_kept(folder):
     pairs = module(folder)
     pairs.setup("fit")
-    assert calls == []
+    assert pairs._cache is None
     pairs.loader = LoaderSettings(cache_mb=1)
     pairs.setup("fit")
-    assert calls == [24]
+    assert pairs._cache is not None
+    assert len(pairs._cache) == 24
