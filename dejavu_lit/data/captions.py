@@ -17,31 +17,26 @@ from dejavu_lit.utils.words import join_words, split_words
 
 
 def train_caption(
-    caption: str,
-    candidates: Sequence[str],
-    knobs: Mitigation,
-    vocabulary: Sequence[str],
-    seed: int,
-    epoch: int,
-    key: str,
+    caption: str, candidates: Sequence[str], knobs: Mitigation, vocabulary: Sequence[str], seed: str
 ) -> str:
     """The caption to train on in one epoch: at least one word if ``caption`` has one.
 
     Args:
         caption: the pair's own; candidates: those that ``caption_choice`` draws from, may be empty.
         vocabulary: the words that ``text_random`` draws from (see ``vocabulary``).
+        seed: of the draws, here and below: ``SEED/EPOCH/KEY``.
     """
     if knobs.caption_choice:
-        caption = choose_caption(caption, candidates, seed, epoch, key)
+        caption = choose_caption(caption, candidates, seed)
     caption = first_words(caption, knobs.caption_words)
-    caption = mask_words(caption, knobs.text_mask, seed, epoch, key)
-    caption = replace_words(caption, knobs.text_random, vocabulary, seed, epoch, key)
-    return shuffle_words(caption, knobs.text_shuffle, seed, epoch, key)
+    caption = mask_words(caption, knobs.text_mask, seed)
+    caption = replace_words(caption, knobs.text_random, vocabulary, seed)
+    return shuffle_words(caption, knobs.text_shuffle, seed)
 
 
-def choose_caption(caption: str, candidates: Sequence[str], seed: int, epoch: int, key: str) -> str:
+def choose_caption(caption: str, candidates: Sequence[str], seed: str) -> str:
     """One of ``candidates``, drawn uniformly; ``caption`` itself if there are none."""
-    return random.Random(f"choice/{seed}/{epoch}/{key}").choice(candidates) if candidates else caption
+    return random.Random(f"choice/{seed}").choice(candidates) if candidates else caption
 
 
 def first_words(caption: str, limit: int | None) -> str:
@@ -51,29 +46,29 @@ def first_words(caption: str, limit: int | None) -> str:
     return join_words(words[:limit])
 
 
-def mask_words(caption: str, probability: float, seed: int, epoch: int, key: str) -> str:
+def mask_words(caption: str, probability: float, seed: str) -> str:
     """Drop each word independently with ``probability`` (0 ≤ p < 1); if none is left, one drawn uniformly stays."""
     if probability == 0 or not (words := split_words(caption)):
         return caption
-    draw = random.Random(f"{seed}/{epoch}/{key}")
+    draw = random.Random(seed)
     remaining = [word for word in words if draw.random() >= probability]
     return join_words(remaining or [draw.choice(words)])
 
 
-def replace_words(caption: str, probability: float, vocabulary: Sequence[str], seed: int, epoch: int, key: str) -> str:
+def replace_words(caption: str, probability: float, vocabulary: Sequence[str], seed: str) -> str:
     """Replace each word independently with ``probability`` by a word drawn uniformly from ``vocabulary``."""
     if probability == 0:
         return caption
-    draw = random.Random(f"random/{seed}/{epoch}/{key}")
+    draw = random.Random(f"random/{seed}")
     words = split_words(caption)
     return join_words([draw.choice(vocabulary) if draw.random() < probability else word for word in words])
 
 
-def shuffle_words(caption: str, probability: float, seed: int, epoch: int, key: str) -> str:
+def shuffle_words(caption: str, probability: float, seed: str) -> str:
     """With ``probability``, put the words in an order drawn uniformly (possibly the original one)."""
     if probability == 0:
         return caption
-    draw = random.Random(f"shuffle/{seed}/{epoch}/{key}")
+    draw = random.Random(f"shuffle/{seed}")
     if draw.random() >= probability:
         return caption
     words = split_words(caption)

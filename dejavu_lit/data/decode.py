@@ -41,8 +41,6 @@ class Pair:
 
 def read_caption(data: bytes) -> str:
     """A caption, which may be empty, from the bytes of its file; raises BadPair if they are too long or not UTF-8."""
-    if len(data) > 4 * MAX_CAPTION_CHARS + 3:  # at most 4 bytes per UTF-8 character, and 3 of a byte order mark
-        raise BadPair(f"its caption has more than {MAX_CAPTION_CHARS:,} characters")
     try:
         return clean_caption(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -49,15 +49,6 @@ def pairs_per_rank(batch: int, world: int) -> int:
     return batch // world
 
 
-def check_fills_batch(pairs: int, world: int, batch: int) -> None:
-    """Raise UserError if an epoch of ``pairs`` has no step on ``world`` ranks with ``batch`` pairs each."""
-    if pairs < world * batch:
-        raise UserError(
-            f"{pairs} training pairs do not fill one batch of {world} ranks × {batch} pairs; "
-            "lower the batch size, use fewer devices or more data"
-        )
-
-
 def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
     """How much of each shard a training size uses: together a prefix of the set, so that training sizes are nested.
 
@@ -65,19 +56,16 @@ def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positio
     """
     if train_size is None:
         return tuple(sizes)
-    counts = [size - len((excluded or {}).get(shard, ())) for shard, size in enumerate(sizes)]
-    total = sum(counts)
+    excluded = excluded or {}
+    total = sum(sizes) - sum(map(len, excluded.values()))
     if not 0 < train_size <= total:
         raise UserError(f"data.train_size={train_size} but the set has {total} pairs; choose 1 to {total} or omit it")
     used, remaining = [], train_size
-    for shard, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        if not remaining:  # also of a shard without a pair that counts, which would otherwise seem to fit
-            used.append(0)
-        elif count <= remaining:
-            used.append(size)
-        else:
-            used.append(int(_without(np.arange(size), excluded, shard)[remaining - 1]) + 1)
-        remaining -= min(count, remaining)
+    for shard, size in enumerate(sizes):
+        members = _without(np.arange(size), excluded, shard)
+        last = int(members[remaining - 1]) + 1 if 0 < remaining <= len(members) else 0
+        used.append(size if len(members) < remaining else last)
+        remaining -= min(len(members), remaining)
     return tuple(used)
 
 
@@ -96,7 +84,11 @@ class EpochPlan:
     removed: Positions = field(default_factory=dict)  # pairs that count but are not trained on
 
     def __post_init__(self) -> None:
-        check_fills_batch(self.entries, self.world, self.batch)
+        if self.entries < self.world * self.batch:
+            raise UserError(
+                f"{self.entries} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; "
+                "lower the batch size, use fewer devices or more data"
+            )
 
     @cached_property
     def entries(self) -> int:

@@ -56,7 +56,6 @@ def scan(
     reader: Reader,
     keys: Sequence[str],
     folder: Path,
-    perceptual: bool,
     workers: int,
     max_skipped: float,
     need_captions: bool = True,
@@ -64,7 +63,6 @@ def scan(
     """Read the pairs ``keys`` (sorted) of ``reader``, with parts in ``folder``.
 
     Args:
-        perceptual: whether images get a perceptual hash.
         max_skipped: largest share of unusable pairs; TOLERATED are always accepted. UserError is raised for more, or if
             no pair is usable.
         need_captions: whether a pair without a caption is unusable; a public set needs none.
@@ -72,7 +70,7 @@ def scan(
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
     parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
     read = partial(_read_pairs, reader, need_captions)
-    images, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}", retry=True)
+    images, reasons = hash_images(parts, read, workers, f"reading {reader.name}", retry=True)
     skipped: dict[str, list[str]] = {}
     for row, reason in reasons.items():
         skipped.setdefault(reason, []).append(keys[row])
@@ -127,7 +125,7 @@ Content = tuple[ImageHashes, list[str | None]]
 
 
 def hash_images(
-    parts: Sequence[Part], read: Read, perceptual: bool, workers: int, what: str, retry: bool = False
+    parts: Sequence[Part], read: Read, workers: int, what: str, retry: bool = False
 ) -> tuple[ImageHashes, dict[int, str]]:
     """The hashes of all parts, in their order, and {row: why it is not usable}; complete parts are read back.
 
@@ -144,7 +142,7 @@ def hash_images(
     total = sum(part.size for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
-        for number, count, content in map_unordered(_hash_part, (read, perceptual), jobs, workers):
+        for number, count, content in map_unordered(_hash_part, read, jobs, workers):
             contents[number] = content
             bar.update(count)
     hashes = np.concatenate([np.zeros(0, FIELDS), *(images for images, _ in contents)]).view(ImageHashes)
@@ -152,7 +150,7 @@ def hash_images(
     return hashes, {row: reason for row, reason in reasons if reason}
 
 
-def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, workers: int) -> ImageHashes:
+def hash_sets(sets: Mapping[str, ShardSet], folder: Path, workers: int) -> ImageHashes:
     """The hashes of every image of ``sets``, {name: shards}, with a part per shard in ``folder``."""
     parts = []
     for name, shards in sets.items():
@@ -161,22 +159,19 @@ def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, work
                 continue
             path = shards.folder / shard
             open_shard(path).close()  # a shard that was evicted from a mirror has no state
-            identity = fingerprint([file_state(path), HASH if perceptual else None])
+            identity = fingerprint([file_state(path), HASH])
             parts.append(Part(folder / name / f"{path.stem}.npz", identity, size, path))
-    return hash_images(parts, _shard_pairs, perceptual, workers, "hashing images")[0]
+    return hash_images(parts, _shard_pairs, workers, "hashing images")[0]
 
 
 def _shard_pairs(path: Path, positions: Sequence[int]) -> Iterable[Pair | BadPair]:
     return index_shard(path).pairs(positions)
 
 
-def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
-    """Decode an image (raises BadPair); its perceptual hash if ``perceptual`` and if it has one, else None."""
+def decode_and_hash(data: bytes) -> int | None:
+    """Decode an image (raises BadPair); its perceptual hash, None if it has none."""
     with open_image(data) as image:
-        if perceptual:
-            return perceptual_hash(image)
-        image.load()
-        return None
+        return perceptual_hash(image)
 
 
 def _load(part: Part) -> Content:
@@ -193,14 +188,14 @@ def _load(part: Part) -> Content:
     return np.zeros(part.size, FIELDS).view(ImageHashes), [None] * part.size
 
 
-def _hash_part(job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content]) -> tuple[int, int, Content]:
+def _hash_part(read: Read, job: tuple[int, Part, Sequence[int], Content]) -> tuple[int, int, Content]:
     """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
-    (read, perceptual), (number, part, rows, (hashes, reasons)) = job, unread
+    number, part, rows, (hashes, reasons) = job
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):
                 raise pair
-            value = decode_and_hash(pair.image, perceptual)
+            value = decode_and_hash(pair.image)
         except BadPair as reason:
             reasons[row] = str(reason)
             continue

@@ -168,10 +168,10 @@ class PairStream(IterableDataset[Batch]):
         image, caption, candidates = pair if isinstance(pair, tuple) else load_pair(pair, self.preprocess)
         if not caption:
             raise BadPair(EMPTY_CAPTION)
+        seed = f"{self.plan.seed}/{epoch}/{key}"
         if self.augment is not None:
-            image = self.augment(image, f"{self.plan.seed}/{epoch}/{key}")
-        caption = train_caption(caption, candidates, self.knobs, self.vocabulary, self.plan.seed, epoch, key)
-        return Sample(index, image, caption)
+            image = self.augment(image, seed)
+        return Sample(index, image, train_caption(caption, candidates, self.knobs, self.vocabulary, seed))
 
     def _replace(
         self, epoch: int, stretch: Iterable[np.ndarray], samples: Iterable[Sample | tuple[int, str]]

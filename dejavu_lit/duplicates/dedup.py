@@ -202,7 +202,7 @@ def _hashed_images(
     """The images that can be decoded and are not excluded, their hashes, and {set: images that cannot be decoded}."""
     keys = list(chain.from_iterable(keys_by_set.values()))
     set_numbers = np.repeat(np.arange(len(sets), dtype=np.int8), [len(shards) for shards in sets.values()])
-    hashes = hash_sets(sets, folder, criteria.distance is not None, criteria.workers)
+    hashes = hash_sets(sets, folder, criteria.workers)
     rows = np.array([row for row in np.flatnonzero(hashes.usable).tolist() if keys[row] not in excluded], np.int64)
     images = Images(tuple(sets), [keys[row] for row in rows.tolist()], set_numbers[rows])
     unusable = {name: int((~hashes.usable[set_numbers == number]).sum()) for number, name in enumerate(sets)}

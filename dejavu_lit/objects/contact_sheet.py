@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -89,7 +90,8 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
+    characters = max(1, int(size * len(boxless) / max(1, font.getlength(boxless))))  # of average width, in a line
+    for line, text in enumerate([_short(objects.key), *wrap(boxless, characters)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
@@ -112,17 +114,6 @@ def label_color(label: str) -> tuple[int, ...]:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
-
-
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and font.getlength(f"{line} {word}") > width:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line
 
 
 def sheet(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
+from dejavu_lit.data.epoch import epoch_plan, pairs_per_rank
 from dejavu_lit.data.prepared import TRAINED_ON, ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import check_architecture
@@ -43,7 +43,7 @@ def check_data(run: TrainingRun) -> None:
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)
     if run.data.shards is not None:
-        check_fills_batch(run.data.training_pairs(run.side), world, batch)
+        epoch_plan([run.data.training_pairs(run.side)], 0, 0, world, 1, batch)
         return
     pairs = run.data.shard_set(TRAINED_ON[run.side])
     excluded = run.data.local_exclusions(pairs)

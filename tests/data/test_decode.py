@@ -52,7 +52,7 @@ def detected(data: bytes, folder: Path) -> bytes:
 CONSUMERS = {
     "training": lambda data, folder: loaded(data, folder).tobytes(),
     "embedding": embedded,
-    "hashing": lambda data, folder: decode_and_hash(data, True),
+    "hashing": lambda data, folder: decode_and_hash(data),
     "detectors": detected,
     "report": lambda data, folder: shrink(data, 24),
 }

@@ -171,7 +171,7 @@ def test_an_excluded_pair_is_treated_as_absent():
     excluded = {0: (0, 1), 1: (4,)}
     assert nested_sizes([5, 5], 3, excluded) == (5, 0)
     assert nested_sizes([5, 5], 4, excluded) == (5, 1)
-    assert nested_sizes([5, 5], 7, excluded) == (5, 5)
+    assert nested_sizes([5, 5], 7, excluded) == (5, 4)  # the last pair of the second shard is excluded
     with pytest.raises(UserError, match="train_size=8 but the set has 7"):
         nested_sizes([5, 5], 8, excluded)
     assert nested_sizes([2, 3, 2], 3, {1: (0, 1, 2)}) == (2, 3, 1)  # the shard in between has no pairs left

@@ -245,8 +245,7 @@ def test_damaged_parquet_tables(tmp_path, data):
 def test_damaged_images(data, kind):
     content = data.draw(damaged(encoded(sample_image(3, 40, 30), kind)))
     for read in (
-        lambda: decode_and_hash(content, True),
-        lambda: decode_and_hash(content, False),
+        lambda: decode_and_hash(content),
         lambda: shrink(content, 16),
     ):
         with suppress(BadPair):
@@ -294,14 +293,14 @@ def test_damaged_parts_of_a_scan_and_of_hashes_are_rebuilt(tmp_path, data):
     reader, shards = ShardReader(tmp_path / "shards"), ShardSet.open(tmp_path / "shards")
     for part in tmp_path.rglob("*.npz"):  # the previous damage may have been harmless
         part.unlink()
-    first = scan(reader, reader.keys(), tmp_path / "scan", True, 1, 0.0)
-    hashed = hash_sets({"A": shards}, tmp_path / "hash", True, 1)
+    first = scan(reader, reader.keys(), tmp_path / "scan", 1, 0.0)
+    hashed = hash_sets({"A": shards}, tmp_path / "hash", 1)
     for path in (tmp_path / "scan" / "000000.npz", tmp_path / "hash" / "A" / "00000.npz"):
         path.write_bytes(data.draw(damaged(path.read_bytes())))
-    again = scan(reader, reader.keys(), tmp_path / "scan", True, 1, 0.0)
+    again = scan(reader, reader.keys(), tmp_path / "scan", 1, 0.0)
     assert again.keys == first.keys
     assert np.array_equal(again.images.digests, first.images.digests)
-    assert np.array_equal(hash_sets({"A": shards}, tmp_path / "hash", True, 1).digests, hashed.digests)
+    assert np.array_equal(hash_sets({"A": shards}, tmp_path / "hash", 1).digests, hashed.digests)
 
 
 @pytest.mark.parametrize("name", images())
@@ -312,7 +311,7 @@ def test_each_kind_of_image_is_used_or_rejected_with_its_reason(tmp_path, name):
 
     def use() -> None:
         data, _ = read_image(path)
-        decode_and_hash(data, True)
+        decode_and_hash(data)
         with open_image(data) as image:
             assert image.convert("RGB").width
         assert shrink(data, 32)[0][:4] == b"RIFF"

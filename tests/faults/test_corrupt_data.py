@@ -116,9 +116,9 @@ from dejavu_lit.report.images import shrink
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     data = path.read_bytes()
-    for function, option in ((decode_and_hash, True), (decode_and_hash, False), (shrink, 100)):
+    for function in (decode_and_hash, lambda image: shrink(image, 100)):
         try:
-            function(data, option)
+            function(data)
         except BadPair:
             pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

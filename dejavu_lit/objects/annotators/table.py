@@ -84,12 +84,10 @@ class TableLookup(Lookup):
         if not (rows := index.find(str(key))):
             example = f" (keys look like {index.keys[0]!r})" if index.keys else ""
             raise BadPair(f"the table has no row for this key{example}")
-        labels, scores, boxes = [], [], []
-        for label, score, box in (item for row in rows for item in self._objects(row)):
-            labels.append(label)
-            scores.append(score)
-            boxes.append(box)
-        return Annotation(pair.key, labels, scores, boxes)
+        found = [item for row in rows for item in self._objects(row)]
+        return Annotation(
+            pair.key, [item[0] for item in found], [item[1] for item in found], [item[2] for item in found]
+        )
 
     def _objects(self, row: int) -> list[tuple[str, float, list[float]]]:
         """(label, score, box) of each object in one row of the table; objects without a label are skipped."""
