@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +83,7 @@ def _dealt_sets(
     side_of = dict(zip(keys, sides.tolist(), strict=True))
     dealt: dict[str, list[tuple[str, Path, np.ndarray]]] = {name: [] for name in POOL}
     # Shards of A and of B in turn, so that the first pairs of a side come from both.
-    in_turn = zip_longest(*([(name, shard) for shard in range(len(sets[name].names))] for name in POOL))
-    for source, shard in (entry for entries in in_turn for entry in entries if entry is not None):
+    for shard, source in sorted((shard, name) for name in POOL for shard in range(len(sets[name].names))):
         stem, index = sets[source].names[shard], sets[source].index(shard)
         codes = np.array([side_of.get(key, UNUSED) for key in index.keys])
         for code, name in enumerate(POOL):

@@ -34,12 +34,7 @@ def read_keys(path: Path | str, option: str) -> list[str]:
     remedy = "give a text file with one key per line"
     with explained(f"{option}={path} cannot be read", remedy, errors=(OSError, UnicodeDecodeError)):
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    keys = list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
-    if padded := [key for key in keys if key != key.strip()]:
-        log.warning(
-            "%d keys in %s have white space around them, which is part of the key: %r", len(padded), path, padded[0]
-        )
-    return keys
+    return list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
 
 
 def keys_fingerprint(keys: Collection[str]) -> str:

@@ -54,7 +54,7 @@ class Annotator:
 
     @classmethod
     def from_json(cls, value: Any) -> "Annotator":
-        """The annotator from the result of ``as_json``; raises TypeError or ValueError for anything else."""
+        """The annotator from its fields as JSON; raises TypeError or ValueError for anything else."""
         annotator = cls(**value)
         texts = (annotator.name, annotator.version, annotator.weights or "", annotator.vocabulary or "")
         if not all(isinstance(text, str) for text in texts) or type(annotator.threshold) not in (int, float):
@@ -62,10 +62,6 @@ class Annotator:
         if not math.isfinite(annotator.threshold):
             raise ValueError("its threshold is not a number")
         return annotator
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, without an empty config or vocabulary, as in older artifacts."""
-        return {name: value for name, value in asdict(self).items() if name not in ("config", "vocabulary") or value}
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def write_objects(
     images.
     """
     columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
-    metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
+    metadata = {METADATA: json.dumps(asdict(annotator), sort_keys=True).encode()}
     if images is not None:
         metadata[IMAGES] = images.encode()
     if failed := {row.key: row.reason for row in rows if isinstance(row, Failed)}:
@@ -184,9 +180,8 @@ def read_objects(
             f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} stored; "
             "raise threshold=, or annotate again with a lower threshold"
         )
-    label_chunks = [chunk.flatten() for table in tables for chunk in table["labels"].chunks]
-    vocabulary = pa.concat_arrays(label_chunks or [pa.array([], pa.string())])
-    labels = pa.array(sorted(vocabulary.unique().to_pylist()), pa.string())
+    distinct = (pc.list_flatten(table["labels"]).unique().to_pylist() for table in tables)
+    labels = pa.array(sorted(set().union(*distinct)), pa.string())
     return [
         _compress(table, labels, threshold, str(folder)) for table, folder in zip(tables, folders, strict=True)
     ], annotator
@@ -214,16 +209,14 @@ def _checked(table: pa.Table) -> pa.Table:
     table.validate(full=True)
     if table["key"].null_count:
         raise ValueError("a row has no key")
-    lengths = []
     for name in table.column_names[1:]:
-        values = [chunk.flatten() for chunk in table[name].chunks]
-        lengths.append(pc.fill_null(pc.list_value_length(table[name]), -1))
-        if name == "boxes":
-            values += [chunk.flatten() for chunk in values]
-        if any(part.null_count for part in values):
+        values = pc.list_flatten(table[name])
+        numbers = pc.list_flatten(values) if name == "boxes" else values
+        if values.null_count or numbers.null_count:
             raise ValueError(f"its {name} contain nulls")
-        if not all(pc.all(pc.is_finite(part)).as_py() is not False for part in values if part.type == pa.float32()):
+        if numbers.type == pa.float32() and pc.all(pc.is_finite(numbers)).as_py() is False:
             raise ValueError(f"its {name} are not all numbers")
+    lengths = [pc.fill_null(pc.list_value_length(column), -1) for column in table.columns[1:]]
     if any(not length.equals(lengths[0]) for length in lengths):
         raise ValueError("a row has different numbers of labels, scores or boxes")
     return table
@@ -271,14 +264,12 @@ def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) 
     if len(set(keys)) != len(keys):
         repeated = Counter(keys).most_common(1)[0][0]
         raise UserError(f"{folder} has two rows for the key {repeated!r}; keys must be unique within a set")
-    column = table["labels"].combine_chunks()
-    if len(column) == 0:
-        return Objects((), np.zeros(1, np.int64), np.zeros(0, np.int32), tuple(labels.to_pylist()))
+    column, width = table["labels"].combine_chunks(), max(len(labels), 1)
     row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
     code = pc.index_in(pc.list_flatten(column), value_set=labels).to_numpy(zero_copy_only=False).astype(np.int64)
     scores = pc.list_flatten(table["scores"].combine_chunks()).to_numpy(zero_copy_only=False)
     is_confident = scores >= as_stored(threshold)
-    pairs = np.unique(row[is_confident] * max(len(labels), 1) + code[is_confident])
-    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // max(len(labels), 1), minlength=len(keys)))])
-    codes = (pairs % max(len(labels), 1)).astype(np.int32)
+    pairs = np.unique(row[is_confident] * width + code[is_confident])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // width, minlength=len(keys)))])
+    codes = (pairs % width).astype(np.int32)
     return Objects(tuple(keys), starts.astype(np.int64), codes, tuple(labels.to_pylist()))

@@ -141,8 +141,7 @@ def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     for name, source in job.sources.items():
         # The folder is named by all that its parts depend on besides their keys, so other sizes or another seed reuse them.
         need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in job.lists for s in SETS if s != "P")
-        identity = [states[name], HASH, *([] if need_captions else ["without captions"])]
-        parts = job.out / UNFINISHED / fingerprint(identity)
+        parts = job.out / UNFINISHED / fingerprint([states[name], HASH, need_captions])
         scans[name] = scan(source, keys[name], parts, workers, max_skipped, need_captions)
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)

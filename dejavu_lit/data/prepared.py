@@ -176,16 +176,13 @@ class DataSpec:
             return
         named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
-        lines_of: dict[str, list[str]] = {}
-        for line in self.listed:
-            for key in possible_keys(line):
-                lines_of.setdefault(key, []).append(line)
-        unknown = set(self.listed)
+        unknown = {line: frozenset(possible_keys(line)) for line in self.listed}
         for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
             if not unknown:
                 break
             with suppress(UserError):  # a damaged shard is named where it is needed
-                unknown.difference_update(*(lines_of.get(key, ()) for key in index_shard(path).keys))
+                keys = set(index_shard(path).keys)
+                unknown = {line: possible for line, possible in unknown.items() if keys.isdisjoint(possible)}
         if unknown:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",

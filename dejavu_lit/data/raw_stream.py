@@ -95,11 +95,6 @@ class RawDataModule(PairDataModule):
 
     def __post_init__(self) -> None:
         self.data.check_options()
-        if self.mitigation.dedup:
-            raise UserError(
-                "mitigation.dedup needs prepared data; with raw shards (data.shards) give data.exclude, or run dejavu prepare "
-                "data=shards"
-            )
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> EpochPlan:

@@ -3,28 +3,25 @@
 webdataset reads a tar from its start. A single pair is therefore read by the offset that the index has of it.
 """
 
-import logging
 import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from errno import EINVAL
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
-from dejavu_lit.utils.errors import UserError, os_error_sentence
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import check_regular, fingerprint, is_hidden, name_file_in_errors
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe")
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
 MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
 WEBDATASET_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
-log = logging.getLogger(__name__)
 
 Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
 
@@ -91,13 +88,11 @@ class ShardIndex:
         return read_pair(self.path, self.keys[position], self.members[position], image)
 
     def _next(self, samples: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        try:
-            if (sample := next(samples, None)) is not None:
-                return sample
-        except Exception as error:  # tarfile raises nearly any exception for damaged headers
-            _raise_if_unreadable(error, self.path)
-            log.debug("%s: %s", self.path, error)
-        raise UserError(f"the shard {self.path} was cut short while being read; restore it and start again")
+        problem = f"the shard {self.path} was cut short while being read"
+        with name_file_in_errors(self.path), explained(problem, "restore it and start again"):
+            if (sample := next(samples, None)) is None:
+                raise EOFError("it ends early")
+            return sample
 
 
 def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pair:
@@ -105,12 +100,6 @@ def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pai
     with open_shard(path) as file:
         content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
     return _decode(key, members, content, image)
-
-
-def _raise_if_unreadable(error: Exception, path: Path) -> None:
-    """Raise UserError for an error of the operating system, such as permissions: a shard that cannot be read may be whole."""
-    if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: a damaged header points to nowhere
-        raise UserError(os_error_sentence(OSError(error.errno, error.strerror, error.filename or str(path)))) from None
 
 
 def _needed(members: Members, image: bool) -> set[str]:
@@ -176,36 +165,36 @@ index_shard = lru_cache(maxsize=64)(read_index)
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
     """The files in a tar and the parts of their names; raises UserError as ``read_index`` does."""
     check_regular(path)
-    try:
-        with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            end = 0  # of the last member's data, in tar's blocks of 512 bytes
-            for member in tar:
-                start, end = end, member.offset_data + -(-member.size // 512) * 512
-                if member.offset_data < start:  # a header that points back to earlier members would loop forever
-                    raise UserError(f"{path} is damaged (a member begins within another); make it again or remove it")
-                if member.isdir():
-                    continue
-                parts = Path(member.name.encode("utf-8", "backslashreplace").decode()).parts
-                is_plain = member.isreg() and not member.issparse() and member.size >= 0
-                if not is_plain or member.name.startswith("/") or ".." in parts or not parts:
-                    raise UserError(
-                        f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
-                    )
-                yield member, parts
-            if os.pread(file.fileno(), 512, end) != bytes(512):
-                raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
-            while block := os.pread(file.fileno(), 1 << 20, end):
-                if block.strip(b"\0"):
-                    raise UserError(
-                        f"{path} has data after its end mark, as tars joined by cat do; those pairs would be ignored; make it "
-                        "again, or join tars with tar --concatenate"
-                    )
-                end += len(block)
-    except UserError:
-        raise
-    except Exception as error:  # tarfile raises nearly any exception for damaged headers
-        _raise_if_unreadable(error, path)
-        raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
+    problem = f"{path} is not a complete, uncompressed tar"
+    with (
+        name_file_in_errors(path),
+        explained(problem, "make it again or remove it"),
+        open_shard(path) as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        end = 0  # of the last member's data, in tar's blocks of 512 bytes
+        for member in tar:
+            start, end = end, member.offset_data + -(-member.size // 512) * 512
+            if member.offset_data < start:  # a header that points back to earlier members would loop forever
+                raise UserError(f"{path} is damaged (a member begins within another); make it again or remove it")
+            if member.isdir():
+                continue
+            parts = Path(member.name.encode("utf-8", "backslashreplace").decode()).parts
+            is_plain = member.isreg() and not member.issparse() and member.size >= 0
+            if not is_plain or member.name.startswith("/") or ".." in parts or not parts:
+                raise UserError(
+                    f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
+                )
+            yield member, parts
+        if os.pread(file.fileno(), 512, end) != bytes(512):
+            raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
+        while block := os.pread(file.fileno(), 1 << 20, end):
+            if block.strip(b"\0"):
+                raise UserError(
+                    f"{path} has data after its end mark, as tars joined by cat do; those pairs would be ignored; make it "
+                    "again, or join tars with tar --concatenate"
+                )
+            end += len(block)
 
 
 def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:

@@ -6,7 +6,7 @@ plan's order, decoded with their caption drawn for the epoch, replaced where the
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -91,6 +91,7 @@ class Sample:
     skipped: Sequence[tuple[int, str]] = ()  # (index, reason) of each unreadable pair that it replaces
 
 
+@dataclass(eq=False)
 class PairStream(IterableDataset[Batch]):
     """The batches of one rank, from the epoch and step last given to ``start_at``; each worker yields its own stretch.
 
@@ -104,24 +105,22 @@ class PairStream(IterableDataset[Batch]):
     - ``unreadable``: {position in the set: reason} of the pairs that were skipped.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        plan: EpochPlan,
-        rank: int,
-        preprocess: Preprocess,
-        tokenizer: Tokenizer,
-        knobs: Mitigation | None = None,
-        vocabulary: Sequence[str] = (),
-        augment: Augment | None = None,
-        cache: Sequence[LoadedPair | BadPair] | None = None,
-    ) -> None:
-        self.shards, self.plan, self.rank = shards, plan, rank
-        self.place = str(shards.folder)  # where the pairs come from, for messages
-        self.position = torch.tensor([plan.epoch, 0])  # int64: epoch, step in the epoch
-        self.tokenizer, self.knobs, self.vocabulary = tokenizer, knobs or Mitigation(), vocabulary
+    shards: ShardSet
+    plan: EpochPlan
+    rank: int
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    knobs: Mitigation = field(default_factory=Mitigation)
+    vocabulary: Sequence[str] = ()
+    augment: Augment | None = None
+    cache: Sequence[LoadedPair | BadPair] | None = None
+
+    def __post_init__(self) -> None:
+        self.place = str(self.shards.folder)  # where the pairs come from, for messages
+        self.position = torch.tensor([self.plan.epoch, 0])  # int64: epoch, step in the epoch
         self._unreadable: dict[int, str] = {}  # {position in the set: reason}, each decoded once in this process
-        self.preprocess, self.augment, self.cache = preprocess if augment is None else rgb_pixels, augment, cache
+        if self.augment is not None:
+            self.preprocess = rgb_pixels
 
     def start_at(self, epoch: int, step: int = 0) -> None:
         """Make the next iteration yield the batches of ``epoch`` from ``step`` on."""

@@ -30,16 +30,6 @@ class PairSet:
     rows: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """One shard: the number of its set, its rows in the source's scan, and its files."""
-
-    number: int
-    rows: np.ndarray
-    tar: Path
-    objects: Path | None
-
-
 def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers: int) -> dict[str, str]:
     """Write ``out/SET/NNNNN.tar``, ``out/objects/NAME/SET/NNNNN.parquet`` and ``out/SET/sizes.json``.
 
@@ -49,62 +39,55 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
     Returns:
         {set: fingerprint of the contents of its shards}.
     """
-    shards: list[_Shard] = []
-    for number, pairs in enumerate(sets):
-        annotator = pairs.reader.annotator
-        for start in range(0, len(pairs.rows), pairs_per_shard):
-            name = f"{start // pairs_per_shard:05d}"
-            objects = out / "objects" / annotator.name / pairs.name / f"{name}.parquet" if annotator else None
-            rows = pairs.rows[start : start + pairs_per_shard]
-            shards.append(_Shard(number, rows, out / pairs.name / f"{name}.tar", objects))
-    hashes: dict[Path, str] = {}
-    with progress(None, "writing shards", total=sum(len(shard.rows) for shard in shards), unit="pair") as bar:
-        for shard, sha256 in map_unordered(_write_shard, sets, shards, workers):
-            hashes[shard.tar] = sha256
-            bar.update(len(shard.rows))
     fingerprints = {}
-    index_shard.cache_clear()  # of shards that were written again
-    planned = {path for shard in shards for path in (shard.tar, shard.objects)}
-    for number, pairs in enumerate(sets):
+    for pairs in sets:
+        starts = range(0, len(pairs.rows), pairs_per_shard)
+        shards = {f"{n:05d}": pairs.rows[start : start + pairs_per_shard] for n, start in enumerate(starts)}
+        hashes: dict[str, str] = {}
+        with progress(None, f"writing {pairs.name}", total=len(pairs.rows), unit="pair") as bar:
+            for name, sha256 in map_unordered(_write_shard, (out, pairs), shards.items(), workers):
+                hashes[name] = sha256
+                bar.update(len(shards[name]))
         for path in (*out.glob(f"{pairs.name}/[0-9]*.tar"), *out.glob(f"objects/*/{pairs.name}/[0-9]*.parquet")):
-            if path not in planned:
+            if path.stem not in shards:
                 path.unlink()
-        own = [shard for shard in shards if shard.number == number]
-        if not own:  # every command that takes the sets that are there would refuse a folder without shards
+        if not shards:  # every command that takes the sets that are there would refuse a folder without shards
             shutil.rmtree(out / pairs.name, ignore_errors=True)
             continue
-        write_json(out / pairs.name / SIZES, {shard.tar.name: len(shard.rows) for shard in own})
-        fingerprints[pairs.name] = fingerprint([hashes[shard.tar] for shard in own])
+        write_json(out / pairs.name / SIZES, {f"{name}.tar": len(rows) for name, rows in shards.items()})
+        fingerprints[pairs.name] = fingerprint([hashes[name] for name in shards])
+    index_shard.cache_clear()  # of shards that were written again
     return fingerprints
 
 
-def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
-    """Write a shard if it is missing or has other pairs; returns it and its SHA-256."""
-    pairs = sets[shard.number]
-    exists = shard.tar.exists() and (shard.objects is None or shard.objects.exists())
-    if not exists or read_index(shard.tar).keys != tuple(pairs.scan.keys[row] for row in shard.rows.tolist()):
-        _write_pairs(pairs, shard)
-    return shard, file_sha256(shard.tar)
+def _write_shard(place: tuple[Path, PairSet], shard: tuple[str, np.ndarray]) -> tuple[str, str]:
+    """Write a shard, given by its name and rows, if it is missing or has other pairs; returns its name and SHA-256."""
+    (out, pairs), (name, rows) = place, shard
+    annotator, tar = pairs.reader.annotator, out / pairs.name / f"{name}.tar"
+    objects = out / "objects" / annotator.name / pairs.name / f"{name}.parquet" if annotator else None
+    exists = tar.exists() and (objects is None or objects.exists())
+    if not exists or read_index(tar).keys != tuple(pairs.scan.keys[row] for row in rows.tolist()):
+        _write_pairs(pairs, rows, tar, objects)
+    return name, file_sha256(tar)
 
 
-def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
-    objects: list[Annotation] = []
+def _write_pairs(pairs: PairSet, rows: np.ndarray, tar: Path, objects: Path | None) -> None:
+    annotations: list[Annotation] = []
     images: list[tuple[str, int]] = []
-    with write_shard(shard.tar) as write:
-        for row in shard.rows.tolist():
+    with write_shard(tar) as write:
+        for row in rows.tolist():
             key = pairs.scan.keys[row]
             try:
                 pair, annotation = pairs.reader.read(key)
                 if not np.array_equal(content_digest(pair.image), pairs.scan.images.digests[row]):
                     raise BadPair("another image")
             except BadPair as change:
-                out = shard.tar.parent.parent
                 raise UserError(
-                    f"the pair {key} changed while its set was prepared ({change}); remove {out} and start over"
+                    f"the pair {key} changed while its set was prepared ({change}); remove {tar.parents[1]} and start over"
                 ) from None
             write(pair)
             images.append((key, len(pair.image)))
-            objects.append(annotation or Annotation(key, [], [], []))
+            annotations.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name, so that a tar exists only with its objects.
-        if shard.objects is not None and pairs.reader.annotator is not None:
-            write_objects(shard.objects, objects, pairs.reader.annotator, images_fingerprint(images))
+        if objects is not None and pairs.reader.annotator is not None:
+            write_objects(objects, annotations, pairs.reader.annotator, images_fingerprint(images))

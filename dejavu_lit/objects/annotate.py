@@ -7,7 +7,7 @@ and ends with the same bytes, and any number of processes, on one machine or man
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +143,11 @@ def _claim_folder(out: Path, source: Source) -> None:
         _check_annotator(out, source.annotator, annotator)
     else:
         labels = None if source.labels is None else list(source.labels)
-        write_json(out / ANNOTATOR_FILE, {"annotator": source.annotator.as_json(), "labels": labels})
+        write_json(out / ANNOTATOR_FILE, {"annotator": asdict(source.annotator), "labels": labels})
 
 
 def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None:
-    if change := first_difference(actual.as_json(), expected.as_json()):
+    if change := first_difference(asdict(actual), asdict(expected)):
         raise UserError(
             f"{path} was written by another annotator ({change}); choose another name= for this one, or remove the old objects"
         )

@@ -75,14 +75,13 @@ def test_a_manifest_without_groups_is_refused(shards: ShardSet, tmp_path: Path) 
         later_duplicates(write_manifest(tmp_path, None), shards, None, {})
 
 
-def test_files_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("b\n\na\nb\n")
     assert read_keys(path, "data.exclude") == ["b", "a"]
     odd_keys = ["x\u2028y", "x\x85y", "x\x0cy", "x\ry", " x", "x\u3000"]  # keys of foreign shards
     path.write_bytes("\ufeffx\r\n \r\n{}".format("\n".join(odd_keys)).encode())  # the first lines as written by Windows
     assert read_keys(path, "data.exclude") == ["x", *odd_keys]
-    assert f"2 keys in {path} have white space around them" in caplog.text
     assert keys_fingerprint(["b", "a"]) == keys_fingerprint({"a", "b"}) != keys_fingerprint(["a"])
     with pytest.raises(UserError, match=r"data\.exclude=.*none\.txt cannot be read"):
         read_keys(tmp_path / "none.txt", "data.exclude")
@@ -190,9 +189,9 @@ def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCapture
     listed = np.array([H, ANY, A, H, ANY, A], dtype=np.int8)
     assert count_excluded_duplicates(listed, *allowed_sets(groups, listed)) == {"H": 1, "": 2}
     assert caplog.messages == [
-        "1 pairs of H left out: duplicates of pairs of A",
         "1 pairs that are listed nowhere left out: duplicates of pairs of A",
         "1 pairs that are listed nowhere left out: duplicates of pairs of H",
+        "1 pairs of H left out: duplicates of pairs of A",
     ]
     caplog.clear()
     alone = np.arange(6)

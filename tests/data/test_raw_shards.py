@@ -287,7 +287,7 @@ def test_what_needs_exact_counts_is_refused(tars, tmp_path):
         module(replace(data, repeat=Repeat(0.1, 2)))
     with pytest.raises(UserError, match=r"data\.half needs prepared data"):
         module(replace(data, half=1))
-    with pytest.raises(UserError, match=r"mitigation\.dedup needs prepared data; .* give data\.exclude, or run"):
+    with pytest.raises(UserError, match=r"mitigation\.dedup=true needs the groups of near-duplicates, .*, or set data\.exclude="):
         module(data, mitigation=Mitigation(dedup=True))
     with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
         module(data, workers=11).train_dataloader()

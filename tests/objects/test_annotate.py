@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -123,7 +124,7 @@ def test_a_failed_first_run_does_not_block_the_next(data: Path) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     assert read_objects([data / "objects/c/A"])[1] == ClassLabels().annotator
     about = json.loads((data / "objects/c/annotator.json").read_text())
-    assert about["annotator"] == ClassLabels().annotator.as_json()
+    assert about["annotator"] == asdict(ClassLabels().annotator)
 
 
 def test_objects_of_other_images_with_the_same_keys_are_redone_or_refused(data: Path) -> None:

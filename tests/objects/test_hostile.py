@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,7 +84,7 @@ def test_artifacts_with_wrong_columns_or_metadata(tmp_path, shards, data):
     write_objects(tmp_path / "intact.parquet", ROWS, ANNOTATOR)
     table = pq.read_table(tmp_path / "intact.parquet")
     annotator = (
-        data.draw(wrong_json(ANNOTATOR.as_json())) if data.draw(st.booleans()) else table.schema.metadata[METADATA]
+        data.draw(wrong_json(asdict(ANNOTATOR))) if data.draw(st.booleans()) else table.schema.metadata[METADATA]
     )
     failed = data.draw(wrong_json({"k1": "why"}))
     if data.draw(st.booleans()):
@@ -197,7 +198,7 @@ def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json
 
 
 @fuzz_settings(30)
-@given(annotator=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}))
+@given(annotator=wrong_json({"annotator": asdict(ClassLabels().annotator), "labels": None}))
 def test_a_damaged_file_of_an_earlier_run(tmp_path, shards, annotator):
     (tmp_path / "annotator.json").write_bytes(annotator)
     try_read(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))

@@ -33,7 +33,6 @@ THEMES = {
     "airport": "✈ 🚀 🚁 🎈 ⛅ ☂ 🧳 🪂 🌙 ⏰",
     "party": "🎂 🎁 🎀 🍭 🍦 🕯 🎃 🧸 👑 💎",
 }
-ADDED_LATER = (("language", "en"), ("mislabelled", 0))  # options of the readers and their defaults
 ANNOTATOR = Annotator("scenes")
 # Two people, an object, the place.
 CAPTIONS = {"en": "{} and {} with a {} at the {}", "zh": "{}、{}：{}", "ja": "{}、{}：{}"}
@@ -141,7 +140,7 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        return _options(self)
+        return {"reader": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -170,10 +169,4 @@ class SingleReader:
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        return _options(self)
-
-
-def _options(reader: SceneReader | SingleReader) -> dict[str, Any]:
-    """The options for a fingerprint, without those that were added later if they have their defaults."""
-    options = {"reader": reader.name, **asdict(reader)}
-    return {name: value for name, value in options.items() if (name, value) not in ADDED_LATER}
+        return {"reader": self.name, **asdict(self)}

@@ -5,7 +5,7 @@ agree on, and the change of the gap from one annotator to another, show how much
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Agreement(Source):
         annotators = [_annotator(Path(folder)) for folder in self.artifacts]
         return Annotator(
             f"agree_{self.how}",
-            weights=fingerprint([annotator.as_json() for annotator in annotators]),
+            weights=fingerprint([asdict(annotator) for annotator in annotators]),
             threshold=max(annotator.threshold for annotator in annotators),
             config={"how": self.how, "of": [annotator.name for annotator in annotators]},
         )

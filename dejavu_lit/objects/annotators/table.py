@@ -127,13 +127,7 @@ class TableLookup(Lookup):
 
     @cached_property
     def _table(self) -> tuple[KeyIndex, pa.Table]:
-        tables = list(map(self._read, table_files(self.path, "annotator.path")))
-        kinds = {str(table[self.labels_column].type) for table in tables}
-        if any("int" in kind for kind in kinds) and any("double" in kind or "float" in kind for kind in kinds):
-            raise UserError(  # one of both would become 3.0, another label than 3
-                f"{self.path}: {self.labels_column} are whole numbers in one file and fractions in another, as pandas writes "
-                "them if one is missing; write them alike"
-            )
+        tables = map(self._read, table_files(self.path, "annotator.path"))
         table = pa.concat_tables(tables, promote_options="permissive")
         self._warn_of_separator(table[self.labels_column])
         return KeyIndex(table[self.key].to_pylist()), table

@@ -111,5 +111,4 @@ def test_mislabelled_images_have_the_caption_of_another_scene() -> None:
         assert (other.caption != pair.caption) == other.meta.get("mislabelled", False)
         wrong += other.caption != pair.caption
     assert 50 < wrong < 110
-    assert "mislabelled" not in plain.fingerprint()
-    assert mixed.fingerprint()["mislabelled"] == 0.2
+    assert (plain.fingerprint()["mislabelled"], mixed.fingerprint()["mislabelled"]) == (0, 0.2)

@@ -161,13 +161,12 @@ def test_entries_of_lists_of_objects_in_parquet(tmp_path: Path) -> None:
     assert (annotation.labels, annotation.boxes) == (["cat", "dog"], [[1, 2, 3, 4], [0, 0, 1, 1]])
 
 
-def test_whole_numbers_and_fractions_of_several_files_are_not_mixed(tmp_path: Path) -> None:
-    """pandas writes whole numbers as fractions if one is missing: 3 and 3.0 would be two labels."""
+def test_whole_numbers_and_fractions_of_several_files_are_one_label(tmp_path: Path) -> None:
+    """pandas writes whole numbers as fractions if one is missing."""
     pq.write_table(pa.table({"key": ["a"], "labels": [3]}), tmp_path / "1.parquet")
     pq.write_table(pa.table({"key": ["b"], "labels": [3.0]}), tmp_path / "2.parquet")
     assert TableLookup(tmp_path / "1.parquet").annotation(pair("a")).labels == ["3"]
-    with pytest.raises(UserError, match="whole numbers in one file and fractions in another"):
-        TableLookup(tmp_path).annotation(pair("a"))
+    assert [TableLookup(tmp_path).annotation(pair(key)).labels for key in "ab"] == [["3.0"], ["3.0"]]
 
 
 def test_a_damaged_file_of_several_is_named_and_each_is_hashed_once(
