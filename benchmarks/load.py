@@ -74,10 +74,10 @@ def source(folder: Path, pairs: int) -> dict[str, Any]:
 
 def prepare(folder: Path, pairs: int) -> dict[str, Any]:
     """The command, with one worker."""
-    from dejavu_lit.data.prepare import prepare as run
+    from dejavu_lit.data.prepare import Preparation
     from dejavu_lit.data.readers.shards import ShardReader
 
-    manifest = run(ShardReader(folder / "source"), folder / "data", SIZES, workers=1)
+    manifest = Preparation(ShardReader(folder / "source"), folder / "data", SIZES).run(workers=1)
     used = {name: part["pairs"] for name, part in manifest["sets"].items()}
     assert sum(used.values()) + manifest["pairs"]["unused"] + manifest["pairs"]["skipped"] == pairs, manifest["pairs"]
     return {"sets": used, "near_duplicates": manifest["duplicates"]["source"]["near"]["groups"]}

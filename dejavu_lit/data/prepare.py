@@ -8,7 +8,7 @@ An interrupted run continues and ends with the same bytes: parts and shards are 
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
@@ -42,65 +42,31 @@ EXAMPLES = 5  # keys shown for each reason to skip pairs
 logger = logging.getLogger(__name__)
 
 
-def prepare(
-    reader: Reader,
-    out: Path | str,
-    sizes: Mapping[str, float | int | None],
-    seed: int = 0,
-    near_duplicates: int | None = 6,
-    pairs_per_shard: int = 1000,
-    workers: int = 2,
-    extra: Mapping[str, Reader] | None = None,
-    exclude: Path | str | None = None,
-    max_skipped: float = 0.05,
-    keys: Mapping[str, Path | str | None] | None = None,
-) -> dict[str, Any]:
-    """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` if the reader has objects, and ``out/manifest.json``.
-
-    Args (the others are options of the same names, in ``DataSpec`` and of the command):
-        sizes: {set: number of pairs (int), share of all usable pairs (float, 1.0: all), or None for all that ``keys`` lists}.
-        extra: further public sets, {name: reader}, written in full, without images that are also in a set of ``sizes``.
-        keys: {set: text file with one key per line}: only these pairs may go into that set, and they go into no other.
-            Pairs that are listed nowhere fill the sets without a file. Of near-duplicates listed for two sets (or for
-            one and nowhere) those of the first set stay, the others are left out.
-
-    Returns:
-        The manifest. It has no times, so the same settings give the same bytes.
-
-    Raises:
-        UserError: nothing to read, too few or too many unusable pairs, wrong ``keys``, or an ``out`` with other settings.
-    """
-    if not 0 <= max_skipped <= 1:
-        raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")
-    sources, lists = {MAIN: reader, **(extra or {})}, read_lists(keys or {})
-    excluded = None if exclude is None else Path(exclude)
-    job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, excluded, lists)
-    if (manifest := _finished_manifest(job.out, job.settings)) is None:
-        manifest = _run(job, workers, max_skipped)
-        write_json(job.out / MANIFEST, manifest)
-        _log_summary(job.out, manifest)
-    else:
-        logger.info("%s is already finished; nothing to do", out)
-    shutil.rmtree(job.out / UNFINISHED, ignore_errors=True)
-    return manifest
-
-
 @dataclass(frozen=True)
-class _Job:
-    """One preparation: where it writes, what it reads, and the options that decide the result."""
+class Preparation:
+    """Prepared data as they are to be: what is read, where it is written, and the options that decide the result.
 
+    Raises UserError for an option out of its range, an unknown set, and a file that cannot be read.
+    """
+
+    reader: Reader
     out: Path
-    sources: Mapping[str, Reader]
+    # {set: number of pairs (int), share of all usable pairs (float, 1.0: all), or None for all that ``keys`` lists}
     sizes: Mapping[str, float | int | None]
-    seed: int
-    near_duplicates: int | None
-    pairs_per_shard: int
-    exclude: Path | None
-    lists: Mapping[str, list[str]]  # {set: the keys listed for it}
+    seed: int = 0
+    near_duplicates: int | None = 6
+    pairs_per_shard: int = 1000
+    # Further public sets, {name: reader}, written in full, without images that are also in a set of ``sizes``.
+    extra: Mapping[str, Reader] = field(default_factory=dict)
+    exclude: Path | str | None = None
+    # {set: text file with one key per line}: only these pairs may go into that set, and they go into no other. Pairs that are
+    # listed nowhere fill the sets without a file. Of near-duplicates listed for two sets (or for one and nowhere) those of
+    # the first set stay, the others are left out.
+    keys: Mapping[str, Path | str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_range(self, "", DISTANCES, "near_duplicates")
-        if self.exclude is not None and not self.exclude.is_file():
+        if self.exclude is not None and not Path(self.exclude).is_file():
             raise UserError(f"data.exclude={self.exclude} is not a file; give a text file with one key per line")
         check_at_least(self, "", pairs_per_shard=1)
         for name in self.extra:
@@ -108,14 +74,19 @@ class _Job:
                 raise UserError(f"extra names a set {name!r}; give it another name, of letters, digits and underscores")
 
     @property
-    def extra(self) -> dict[str, Reader]:
-        return {name: source for name, source in self.sources.items() if name != MAIN}
+    def sources(self) -> dict[str, Reader]:
+        return {MAIN: self.reader, **self.extra}
+
+    @cached_property
+    def lists(self) -> dict[str, list[str]]:
+        """{set: the keys listed for it}."""
+        return read_lists(self.keys)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the manifest records: all that decides the result."""
         settings = {
-            "reader": self.sources[MAIN].fingerprint(),
+            "reader": self.reader.fingerprint(),
             "extra": {name: source.fingerprint() for name, source in self.extra.items()},
             "sizes": dict(self.sizes),
             "seed": self.seed,
@@ -127,8 +98,28 @@ class _Job:
             settings["keys"] = {name: keys_fingerprint(listed) for name, listed in self.lists.items()}
         return settings
 
+    def run(self, workers: int = 2, max_skipped: float = 0.05) -> dict[str, Any]:
+        """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` if the reader has objects, and ``out/manifest.json``.
 
-def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
+        Returns:
+            The manifest. It has no times, so the same settings give the same bytes.
+
+        Raises:
+            UserError: nothing to read, too few or too many unusable pairs, wrong ``keys``, or an ``out`` with other settings.
+        """
+        if not 0 <= max_skipped <= 1:
+            raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")
+        if (manifest := _finished_manifest(self.out, self.settings)) is None:
+            manifest = _run(self, workers, max_skipped)
+            write_json(self.out / MANIFEST, manifest)
+            _log_summary(self.out, manifest)
+        else:
+            logger.info("%s is already finished; nothing to do", self.out)
+        shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
+        return manifest
+
+
+def _run(job: Preparation, workers: int, max_skipped: float) -> dict[str, Any]:
     keys = _read_keys(job.sources)
     members, absent = match_lists(job.lists, keys[MAIN], _listed_name(job.sources[MAIN]))
     excluded = _exclude(keys, job)
@@ -215,7 +206,7 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
     return keys
 
 
-def _exclude(keys: dict[str, list[str]], job: _Job) -> int:
+def _exclude(keys: dict[str, list[str]], job: Preparation) -> int:
     """Remove the keys listed in ``job.exclude`` from ``keys``; returns how many were removed."""
     if (path := job.exclude) is None:
         return 0
@@ -241,7 +232,7 @@ def _listed_name(reader: Reader) -> Callable[[str], str]:
     return getattr(reader, "listed_name", str)
 
 
-def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
+def _pair_sets(job: Preparation, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
     """The sets to write: those of the main source, then the extra ones without images that are in the former."""
     main, order = scans[MAIN], shard_order(scans[MAIN].keys, job.seed)
     codes = assignment.member[order]
@@ -252,7 +243,9 @@ def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> 
     return sets
 
 
-def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, absent: Mapping[str, int]) -> dict[str, Any]:
+def _describe_set(
+    pairs: PairSet, job: Preparation, assignment: Assignment, absent: Mapping[str, int]
+) -> dict[str, Any]:
     """The manifest's entry of a set, with a warning if it is smaller than requested."""
     count, annotator = len(pairs.rows), pairs.reader.annotator
     entry: dict[str, Any] = {

@@ -307,16 +307,18 @@ def pinned(data: DataSpec) -> DataSpec:
     return replace(data, exclude_fingerprint=keys_fingerprint(excluded_keys(data.listed)))
 
 
-def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
+def prepare_data(
+    spec: DataSpec, wait: bool = True, workers: int = 2, max_skipped: float = 0.05, **options: Any
+) -> None:
     """Prepare the data of ``spec``; of processes that start together, one does and the others wait.
 
     Args:
         wait: whether to wait for a process that works in the folder, or to raise UserError.
-        options: further arguments of ``prepare``.
+        workers, max_skipped, options: as ``Preparation`` and its ``run`` take them.
 
-    Raises UserError without a reader, for a remote folder, and as ``prepare`` does.
+    Raises UserError without a reader, for a remote folder, and as these do.
     """
-    from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
+    from dejavu_lit.data.prepare import Preparation  # loads scipy, which nothing else here needs
 
     spec.check_options()
     if spec.reader is None and spec.shards is None:
@@ -328,12 +330,6 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
         if spec.shards is not None:
             write_samples(spec.raw_shards(), spec.sizes, spec.folder)
             return
-        prepare(
-            reader=READERS.build(spec.reader),
-            out=spec.folder,
-            sizes=spec.sizes,
-            seed=spec.seed,
-            near_duplicates=spec.near_duplicates,
-            extra={name: READERS.build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
-            **options,
-        )
+        extra = {name: READERS.build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()}
+        source = READERS.build(spec.reader), spec.folder, spec.sizes, spec.seed, spec.near_duplicates
+        Preparation(*source, extra=extra, **options).run(workers, max_skipped)

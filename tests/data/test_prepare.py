@@ -18,7 +18,6 @@ from dejavu_lit.data import prepare as preparing
 from dejavu_lit.data import scan as scanning
 from dejavu_lit.data.near_duplicates import exact_copies, near_groups
 from dejavu_lit.data.objects import Annotation, read_objects
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.scenes import SingleReader
@@ -30,6 +29,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint
 from tests.conftest import call
 from tests.data.images import COCO_MINI, contents, encoded, needs_coco, sample_image
+from tests.data.preparing import prepare
 from tests.data.readers.test_coco import write_split
 
 SIZES = {"A": 12, "B": 12, "H": 6, "V": 3, "P": 6}
@@ -515,7 +515,7 @@ def test_complete_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeyp
 KILLED = """
 import os, signal, sys
 from dejavu_lit.data.readers.folder import FolderReader
-from dejavu_lit.data.prepare import prepare
+from tests.data.preparing import prepare
 
 folder, out, key, writing = sys.argv[1:]
 

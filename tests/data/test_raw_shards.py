@@ -15,7 +15,6 @@ from benchmarks.shards import write_shards
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.cli.prepare import prepare
 from dejavu_lit.data.key_lists import excluded_keys
-from dejavu_lit.data.prepare import prepare as prepare_pairs
 from dejavu_lit.data.prepared import DataSpec, prepare_data, ready
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
@@ -31,6 +30,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.conftest import SMALL, run
 from tests.data.images import contents, encoded, sample_image
+from tests.data.preparing import prepare as prepare_pairs
 from tests.data.test_stream import CONFIG, char_tokens
 
 FRACTIONS = {"A": 0.5, "B": 0.2, "H": 0.1, "V": 0.1, "P": 0.1}
@@ -287,7 +287,9 @@ def test_what_needs_exact_counts_is_refused(tars, tmp_path):
         module(replace(data, repeat=Repeat(0.1, 2)))
     with pytest.raises(UserError, match=r"data\.half needs prepared data"):
         module(replace(data, half=1))
-    with pytest.raises(UserError, match=r"mitigation\.dedup=true needs the groups of near-duplicates, .*, or set data\.exclude="):
+    with pytest.raises(
+        UserError, match=r"mitigation\.dedup=true needs the groups of near-duplicates, .*, or set data\.exclude="
+    ):
         module(data, mitigation=Mitigation(dedup=True))
     with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
         module(data, workers=11).train_dataloader()

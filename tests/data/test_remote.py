@@ -18,13 +18,13 @@ from PIL import Image
 from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.data import remote
 from dejavu_lit.data.objects import Annotation, read_part, write_objects
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.shards import ShardSet, index_shard, read_pairs
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, write_json
 from tests.conftest import ROOT, SMALL, call
+from tests.data.preparing import prepare
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
@@ -26,6 +25,7 @@ from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.report.report import write_report
 from tests.conftest import ROOT, SMALL, call
 from tests.data.images import encoded, sample_image
+from tests.data.preparing import prepare
 from tests.hostile import captions, images
 
 MODEL = [option for option in SMALL if option.startswith("model.")]

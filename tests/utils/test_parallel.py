@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import map_unordered
+from tests.data.preparing import prepare
 
 
 def scaled(factor: int, value: int) -> tuple[int, int]:

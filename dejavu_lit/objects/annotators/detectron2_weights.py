@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.utils.errors import UserError, explained, first_line
+from dejavu_lit.utils.errors import UserError, explained
 
 # The names that pickled arrays, scalars and dictionaries of numpy refer to; everything else is refused.
 PLAIN_DATA = {
@@ -33,13 +33,9 @@ def read_weights(path: Path) -> dict[str, Any]:
 
     from dejavu_lit.models.weights import load_tensors
 
-    try:
+    with explained(f"annotator.weights={path} cannot be read as tensors alone", "save the model's state_dict()"):
         content = read_arrays(path) if path.suffix == ".pkl" else load_tensors(path)
         return {name: torch.as_tensor(value) for name, value in content.get("model", content).items()}
-    except Exception as error:  # the readers raise nearly anything for a file of another kind
-        raise UserError(
-            f"annotator.weights={path} cannot be read as tensors alone ({first_line(error)}); save the model's state_dict()"
-        ) from None
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import read_lines
-from dejavu_lit.utils.errors import UserError, check_choice, explained, first_line
+from dejavu_lit.utils.errors import UserError, check_choice, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 if TYPE_CHECKING:
@@ -116,16 +116,12 @@ class TorchvisionDetector(Detector):
         """The weights file: its tensors as ``model``, and ``classes`` if it has them."""
         from dejavu_lit.models.weights import load_tensors
 
-        try:
+        problem = f"annotator.weights={self._file} cannot be read as tensors alone"
+        with explained(problem, "save the model's state_dict() as .safetensors or .pt"):
             content = load_tensors(self._file)
             content = content if isinstance(content.get("model"), Mapping) else {"model": content}
             _shapes(content["model"])
-        except Exception as error:  # the readers raise nearly anything for a file of another kind
-            raise UserError(
-                f"annotator.weights={self._file} cannot be read as tensors alone ({first_line(error)}); "
-                "save the model's state_dict() as .safetensors or .pt"
-            ) from None
-        return content
+            return content
 
     def _class_names(self) -> list[str]:
         if self.classes is not None:

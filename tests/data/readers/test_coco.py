@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
+from tests.data.preparing import prepare
 
 
 def write_split(root: Path, split: str, ids: list[int]) -> None:

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers import rows
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.scenes import SceneReader
@@ -16,6 +15,7 @@ from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
 from tests.data.images import encoded, sample_image
+from tests.data.preparing import prepare
 
 IMAGES = [encoded(sample_image(number)) for number in range(4)]
 CAPTIONS = ["a cat", "a dog", "a cow", "a hen"]
