@@ -17,6 +17,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FigureInfo:
-    """A figure as the page shows it: sizes are (width, height) in pixels, the narrow one (0, 0) without an SVG."""
+    """A figure as the page shows it: sizes are [width, height] in pixels, the narrow one [0, 0] without an SVG."""
 
     name: str
     title: str
     text: str
-    size: tuple[int, int]
-    narrow_size: tuple[int, int]
-    formats: tuple[str, ...]
+    size: list[int]
+    narrow_size: list[int]
+    formats: list[str]
     digest: str
 
 
@@ -62,22 +63,13 @@ def draw_figures(
 
     Returns [] if matplotlib is not installed.
     """
-    try:
-        from dejavu_lit.report.figures import missing_characters
-    except ImportError:
+    if find_spec("matplotlib") is None:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
     from dejavu_lit.report.plots import evaluation_plots
     from dejavu_lit.report.study_plots import study_plots
 
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
-    labels = json.dumps([plot.rows for plot in plots], default=str, ensure_ascii=False)
-    if missing := missing_characters(labels):
-        log.warning(
-            "the figures show %d characters as boxes, the first is %s: no installed font has them; install one, such as Noto "
-            "Sans CJK for Chinese, Japanese and Korean labels",
-            *(len(missing), missing[0]),
-        )
     shown: dict[str, FigureInfo] = {}
     known = _read_index(earlier) if earlier else {}
     for plot in plots:
@@ -87,17 +79,11 @@ def draw_figures(
                 link_or_copy(earlier / name, folder / name)
             shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
-    drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
+    drawn = map_unordered(save, (folder, formats), new, min(thread_count(), len(new)))
     shown |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
     if shown:
         write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
     return [shown[plot.name] for plot in plots]
-
-
-def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's own, one for each
-        return save(plot, *place)
 
 
 def _read_index(folder: Path) -> dict[str, FigureInfo]:
@@ -105,8 +91,7 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
     figures = {}
     with suppress(UserError, TypeError, AttributeError):
         for name, entry in read_json_object(folder / INDEX).items():
-            lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-            info = FigureInfo(**{**entry, **lists})
+            info = FigureInfo(**entry)
             is_ours = re.fullmatch(r"[\w-]+", info.name) and set(info.formats) <= set(ALL_FORMATS)
             if is_ours and all(is_plain_file(folder / file) for file in _files(info)):
                 figures[name] = info
@@ -135,18 +120,20 @@ def code_digest() -> str:
     return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()
 
 
-def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> FigureInfo:
-    """Write a plot's files, the same bytes for the same numbers, and return what the page needs to show it."""
+def save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:
+    """Write a plot's files in the formats (folder, formats), and return what the page needs to show it.
+
+    The same numbers give the same bytes.
+    """
+    folder, formats = place
     folder.mkdir(parents=True, exist_ok=True)
     for kind in formats:
         _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
     if "svg" in formats:
         _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
     write_csv(folder / f"{plot.name}.csv", plot.rows)
-    narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else (0, 0)
-    return FigureInfo(
-        plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, tuple(formats), _digest(plot)
-    )
+    narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else [0, 0]
+    return FigureInfo(plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, [*formats], _digest(plot))
 
 
 def _write(figure: "Figure", kind: str, path: Path) -> None:
@@ -154,7 +141,8 @@ def _write(figure: "Figure", kind: str, path: Path) -> None:
     from dejavu_lit.report.figures import DARK, style
 
     out = io.BytesIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of each character that no installed font has
         figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=METADATA[kind])
     path.write_bytes(out.getvalue())
     if kind == "svg":
@@ -164,6 +152,5 @@ def _write(figure: "Figure", kind: str, path: Path) -> None:
         path.with_name(f"{path.stem}-dark.svg").write_text(svg, encoding="utf-8")
 
 
-def _pixels(figure: "Figure") -> tuple[int, int]:
-    width, height = figure.get_size_inches() * CSS_DPI
-    return round(width), round(height)
+def _pixels(figure: "Figure") -> list[int]:
+    return [round(side) for side in figure.get_size_inches() * CSS_DPI]

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
+from matplotlib.font_manager import FontProperties, get_font_names
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -83,14 +83,18 @@ class Plot:
 
     @cached_property
     def figure(self) -> Figure:
-        with style():
-            return self.draw()
+        return self._drawn(WIDTH)
 
     @cached_property
     def narrow_figure(self) -> Figure:
         """The same for phones."""
-        with style(NARROW):
-            return self.draw()
+        return self._drawn(NARROW)
+
+    def _drawn(self, width: float) -> Figure:
+        with style(width):
+            figure = self.draw()
+            _add_legend(figure)
+            return figure
 
 
 def style(width: float = WIDTH) -> Any:
@@ -112,12 +116,6 @@ def _width() -> float:
 def families() -> list[str]:
     """DejaVu Sans, which matplotlib has, and the installed families of CJK: each character takes the first that has it."""
     return ["DejaVu Sans", *sorted(name for name in get_font_names() if name.startswith(CJK))]
-
-
-def missing_characters(text: str) -> str:
-    """The characters of ``text`` that no font of the figures has."""
-    fonts = [get_font(findfont(FontProperties(family=name))) for name in families()]
-    return "".join(c for c in sorted(set(text)) if c.isprintable() and not any(f.get_char_index(ord(c)) for f in fonts))
 
 
 def text_width(text: str, bold: bool = False) -> float:
@@ -177,17 +175,17 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return 1
 
 
-def legend_above(figure: Figure) -> None:
-    """Draw one legend for all panels above them, in the space that ``panels(legend=…)`` left."""
+def _add_legend(figure: Figure) -> None:
+    """Draw one legend of all labels above the panels, in the space that ``panels(legend=…)`` left; none without labels."""
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
-    labels = list(handles)
-    figure.legend(
-        handles.values(), labels, loc="upper center", bbox_to_anchor=(0.5, 1), ncols=_legend_columns(labels),
-        borderaxespad=0.2, handlelength=1.8, columnspacing=1.2, labelspacing=0.3,
-    )  # fmt: skip
+    if handles:
+        figure.legend(
+            handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, 1), ncols=_legend_columns([*handles]),
+            borderaxespad=0.2, handlelength=1.8, columnspacing=1.2, labelspacing=0.3,
+        )  # fmt: skip
 
 
 def forest(

@@ -67,7 +67,11 @@ def subgroups(column: str, result: Mapping[str, Any]) -> figures.Plot | None:
     groups = result["groups"]
     if not groups:
         return None
-    drawn = _drawn_groups(groups)
+    drawn = groups[:MAX_GROUPS]  # the largest are first
+    if all(isfinite(group_order(g["group"])[0]) for g in drawn):  # numbers, or ranges of them
+        drawn = sorted(drawn, key=lambda g: group_order(g["group"]))
+    elif len(groups) > MAX_GROUPS:
+        drawn = sorted(drawn, key=lambda g: -g["ppg"]["value"])
     largest, smallest = (choose(drawn, key=lambda g: g["ppg"]["value"]) for choose in (max, min))
     among = ""
     if len(groups) > MAX_GROUPS:
@@ -85,17 +89,6 @@ def subgroups(column: str, result: Mapping[str, Any]) -> figures.Plot | None:
     shown = [{"figure": f} | figure_row(g[f]) for g in drawn for f in FIGURES]
     draw = partial(_draw_forest, shown, labels, f"{result['basis']} {GAP_AXIS}", {"": figures.TARGET})
     return figures.Plot(f"subgroups-{slug}", title, text, rows, draw)
-
-
-def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
-    """The largest groups in the order of the table; numeric ranges in their own order, a selection by PPG."""
-    largest = sorted(groups, key=lambda g: -g["records"])[:MAX_GROUPS]
-    drawn = [g for g in groups if g in largest]
-    if all(isfinite(group_order(g["group"])[0]) for g in drawn):
-        drawn.sort(key=lambda g: group_order(g["group"]))
-    elif len(groups) > MAX_GROUPS:
-        drawn.sort(key=lambda g: -g["ppg"]["value"])
-    return drawn
 
 
 def by_k(metrics: Metrics) -> figures.Plot | None:
@@ -166,10 +159,8 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
             values = [r["value"] for r in line]
             axis.errorbar(
                 [r[x] for r in line], values, yerr=figures.error_arms(line), color=colors[block], marker=marker,
-                label=BLOCK_NAMES[block],
+                label=BLOCK_NAMES[block] if legend else None,
             )  # fmt: skip
         axis.set_title(GAP_TITLES[name])
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    if legend:
-        figures.legend_above(figure)
     return figure

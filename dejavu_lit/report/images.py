@@ -3,10 +3,10 @@
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import as_stored, read_part
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import is_plain_file, link_or_copy, read_json_object, visible_files, write_json
+from dejavu_lit.utils.io import fingerprint, is_plain_file, link_or_copy, read_json_object, visible_files, write_json
 from dejavu_lit.utils.parallel import map_ahead, thread_count
 from dejavu_lit.utils.progress import progress
 
@@ -77,16 +77,16 @@ def write_thumbnails(
                 listed[key] = thumbnail
     missing = requested - listed.keys()
 
-    def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
-        shard, key, index, position = place
+    def make(place: tuple[ShardIndex, int]) -> tuple[str, Thumbnail] | None:
+        index, position = place
+        key = index.keys[position]
         try:
             image = index.read(position).image
             small, width, height = shrink(image, size)
         except BadPair as error:
             log.debug("%s has no thumbnail: %s", key, error)
             return None
-        name = f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/"
-        digest = sha256(name.encode() + image).hexdigest()
+        digest = sha256(f"{size}/{WEBP_QUALITY}/".encode() + image).hexdigest()
         thumbnail = Thumbnail(f"{digest[:2]}/{digest[2:20]}.webp", width, height)
         path = folder / thumbnail.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,9 @@ def write_thumbnails(
             path.write_bytes(small)
         return key, thumbnail
 
-    made = map_ahead(make, _places(shards, missing), min(thread_count(), THREADS))
+    indexes = shards.indexes() if missing else ()
+    places = ((index, position) for index in indexes for position, key in enumerate(index.keys) if key in missing)
+    made = map_ahead(make, places, min(thread_count(), THREADS))
     shown = progress(made, f"thumbnails of {shards.folder.name}", len(missing), "image")
     listed |= dict(entry for entry in shown if entry is not None)
     thumbnails = {key: listed[key] for key in requested & listed.keys()}
@@ -104,29 +106,13 @@ def write_thumbnails(
     return thumbnails
 
 
-def _places(shards: ShardSet, keys: Set[str]) -> Iterator[tuple[str, str, ShardIndex, int]]:
-    """(shard, key, index of the shard, position in it) of the first pair of each of ``keys``."""
-    unseen = set(keys)
-    for number, shard in enumerate(shards.names):
-        if not unseen:
-            break
-        index = shards.index(number)
-        for position, key in enumerate(index.keys):
-            if key in unseen:
-                unseen.remove(key)
-                yield shard, key, index, position
+def _state(shards: ShardSet) -> str:
+    """By which the shards are known to be the same: the size, time of the last change, and place of their files."""
+    stats = [(path.parent.name, path.name, path.stat()) for path in shards.paths if path.exists()]
+    return fingerprint([(*names, stat.st_size, stat.st_mtime_ns, stat.st_ino) for *names, stat in stats])
 
 
-def _state(shards: ShardSet) -> dict[str, Any]:
-    """{shard: [size, time of its last change, place]} of the shards' files."""
-    stats = {path: path.stat() if path.exists() else None for path in shards.paths}
-    return {
-        f"{path.parent.name}/{path.name}": [stat.st_size, stat.st_mtime_ns, stat.st_ino] if stat else None
-        for path, stat in stats.items()
-    }
-
-
-def _listed_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
+def _listed_thumbnails(index: Path, state: str) -> dict[str, Thumbnail]:
     """{key: thumbnail} of a list of thumbnails that are still there, if it was made from the same shards.
 
     The list may be of a report from elsewhere: it names only files that ``write_thumbnails`` could have written.

@@ -60,7 +60,6 @@ def _draw_recall(rows: Rows, aucg: str) -> Figure:
     x_label = "recall x (share of the image's objects that were found)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="share of records with recall ≥ x")
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
-    figures.legend_above(figure)
     return figure
 
 
@@ -123,7 +122,6 @@ def _draw_sample(rows: Rows) -> Figure:
             if axis is axis_row[0] or figures.is_narrow():
                 axis.set_ylabel(ranked_by)
     figures.few_ticks(axes[0, 0].yaxis, 3)  # shared by all
-    figures.legend_above(figure)
     return figure
 
 
@@ -165,7 +163,6 @@ def _draw_epochs(rows: Rows) -> Figure:
         axis.set_xlabel("epochs of training")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figures.few_ticks(axis.yaxis, 4)
-    figures.legend_above(figure)
     return figure
 
 
@@ -200,7 +197,6 @@ def _draw_roc(rows: Rows) -> Figure:
     figures.log_ticks(axis.yaxis)
     x_label = "false positive rate (share of H taken for members)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="true positive rate (share of A)")
-    figures.legend_above(figure)
     return figure
 
 
@@ -231,5 +227,4 @@ def _draw_clipmem(pairs: Rows) -> Figure:
     figures.few_ticks(axis.yaxis, 5)
     x_label = "gap in hits, target − reference (objects)"
     axis.set(xlabel=figures.wrapped(x_label), ylabel="CLIPMem (difference of cosines)")
-    figures.legend_above(figure)
     return figure

@@ -58,7 +58,6 @@ def _draw_sizes(
                 figures.few_ticks(axis.yaxis, 4)
         for axis in block[len(titles) :]:
             axis.remove()
-    figures.legend_above(figure)
     return figure
 
 
@@ -165,7 +164,6 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figures.log_ticks(axis.yaxis)
         for number, (label, color) in enumerate(slopes):
             axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
-    figures.legend_above(figure)
     return figure
 
 

@@ -137,7 +137,6 @@ def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
         bars = {row + above: point[name] for row, point in enumerate(group)}
         figures.interval_bars(axes[1], bars, label=MEMBERSHIP[name].label, **style)
     figures.few_ticks(axes[1].xaxis, 3)
-    figures.legend_above(figure)
     return figure
 
 
@@ -183,7 +182,6 @@ def _draw_frontier(groups: Sequence[list[Point]], utility: str) -> Figure:
         percent_axis(axis.xaxis, 4)
         _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
-    figures.legend_above(figure)
     width = 0.94 * figure.get_figwidth() / columns
     keys = [figures.fitted(f"{number}  {name}", width) for number, name in enumerate(names, 1)]
     for column in range(columns):

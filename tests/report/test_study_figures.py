@@ -122,7 +122,7 @@ def test_the_csv_of_the_mitigations_contains_what_is_drawn() -> None:
 
 def test_a_setting_without_utility_leaves_its_cells_of_the_csv_empty(tmp_path: Path) -> None:
     unknown = row("none", 0.4, None) | {"utility": {"target": None}}
-    save(drawn([row("default", 0.5, 0.2), unknown])["mitigations"], tmp_path, ())
+    save((tmp_path, ()), drawn([row("default", 0.5, 0.2), unknown])["mitigations"])
     with open(tmp_path / "mitigations.csv", newline="") as file:
         table = {line["setting"]: line for line in csv.DictReader(file)}
     assert (table["none"]["utility_value"], table["default"]["utility_value"]) == ("", "0.2")
