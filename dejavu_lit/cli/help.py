@@ -58,9 +58,7 @@ def defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def own_options(command: str) -> list[Option]:
-    known = options(COMMANDS[command])
-    grouped = [option.name for option in known if option.name.partition(".")[0] in GROUPS]
-    return [option for option in known if option.name not in grouped]
+    return [option for option in options(COMMANDS[command]) if option.name.partition(".")[0] not in GROUPS]
 
 
 def choices(conf: Path, group: str) -> list[str]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,8 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
 def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
     """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation."""
     rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
-    chosen: set[str] = set()
-    for key in chain.from_iterable(zip_longest(*rankings)):
-        if key is not None:
-            chosen.add(key)
-        if len(chosen) == limit:
-            break
-    return chosen
+    in_turn = dict.fromkeys(key for key in chain.from_iterable(zip_longest(*rankings)) if key is not None)
+    return set(islice(in_turn, limit))
 
 
 def read_rows(path: Path, ranks: Rankings, chosen: set[str], k: int) -> list[Row]:

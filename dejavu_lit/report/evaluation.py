@@ -97,8 +97,7 @@ class Evaluation:
         path = next((p / "metrics.csv" for p in candidates if run.name and (p / "metrics.csv").is_file()), None)
         if path is None:
             return []
-        gaps: dict[int, dict[str, float]] = {}
-        validation: dict[int, dict[str, float]] = {}
+        epochs: dict[int, dict[str, float]] = {}
         # What follows damage is not read.
         with suppress(csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
             for line in csv.DictReader(file):
@@ -106,12 +105,10 @@ class Evaluation:
                     epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
                 except (KeyError, TypeError, ValueError):
                     continue  # a line cut short when the run was killed
-                if metric.startswith(GAP_PREFIX):
-                    gaps.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
-                elif metric in VALIDATION_METRICS:
-                    validation.setdefault(epoch, {})[metric] = value
-        measured = [epoch for epoch in sorted(gaps) if gaps[epoch].keys() >= DRAWN_GAPS]
-        return [gaps[epoch] | validation.get(epoch, {}) for epoch in measured if not last or epoch <= last]
+                if metric.startswith(GAP_PREFIX) or metric in VALIDATION_METRICS:
+                    epochs.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
+        measured = [epoch for epoch in sorted(epochs) if epochs[epoch].keys() >= DRAWN_GAPS]
+        return [epochs[epoch] for epoch in measured if not last or epoch <= last]
 
     def public_name(self) -> str:
         """The name of the public set that was searched, as in the object artifact: it stays if the set was moved since."""

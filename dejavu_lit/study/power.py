@@ -109,32 +109,25 @@ def variances(evaluations: Sequence[tuple[str, Mapping[str, Any]]], figure: str 
     pooled over the settings; if no setting has two seed pairs it is assumed: PPG's ASSUMED_TRAINING_SD times the ratio of the
     figure's sampling_sd to PPG's.
     """
-    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    sampling, of_ppg, records = [], [], []
+    groups: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for setting, metrics in evaluations:
-        counts = metrics["counts"]
+        counts, gap, ppg = metrics["counts"], metrics["symmetric"][figure], metrics["symmetric"]["ppg"]
         n = 2 / (1 / counts["records"] + 1 / counts["swapped"]["records"])
-        se = metrics["symmetric"][figure]["se"]
-        groups[setting].append((metrics["symmetric"][figure]["value"], se**2))
-        sampling.append(se**2 * n)
-        of_ppg.append(metrics["symmetric"]["ppg"]["se"] ** 2 * n)
-        records.append(n)
-    squares = freedom = noise = 0.0
-    for pairs in groups.values():
-        values, squared_errors = np.array(pairs).T
-        squares += float(((values - values.mean()) ** 2).sum())
-        freedom += len(values) - 1
-        noise += float(squared_errors.mean()) * (len(values) - 1)
-    if freedom:
-        training = sqrt(max(0.0, (squares - noise) / freedom))
+        groups[setting].append((n, gap["value"], gap["se"] ** 2, ppg["se"] ** 2))
+    settings = [np.array(seeds).T for seeds in groups.values()]
+    records, _, squares, of_ppg = np.concatenate(settings, axis=1)
+    if freedom := len(evaluations) - len(settings):
+        repeated = [(value.var(ddof=1) - se2.mean(), len(value) - 1) for _, value, se2, _ in settings if len(value) > 1]
+        training = sqrt(max(0.0, sum(excess * weight for excess, weight in repeated) / freedom))
     else:
-        training = ASSUMED_TRAINING_SD * (sqrt(sum(sampling) / sum(of_ppg)) if sum(of_ppg) else 1.0)
+        ratio = sqrt((squares * records).sum() / (of_ppg * records).sum()) if of_ppg.any() else 1.0
+        training = ASSUMED_TRAINING_SD * ratio
     return {
-        "sampling_sd": sqrt(float(np.mean(sampling))),
+        "sampling_sd": sqrt((squares * records).mean()),
         "training_sd": training,
         "assumed": not freedom,
         "seed_pairs": len(evaluations),
-        "records": round(float(np.mean(records))),
+        "records": round(records.mean()),
     }
 
 
@@ -161,13 +154,11 @@ def _summary(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> 
     already = [row for row in possible if row["records"] <= measured["records"]]
     assumed = ", assumed because one seed pair has no spread" if measured["assumed"] else ""
     spread = f"seed pairs differ by {measured['training_sd']:.3f} beyond sampling noise{assumed}"
-    if already:
-        pairs, records = already[0]["seed_pairs"], measured["records"]
-        return f"{pairs} seed pairs with the {records} records per side measured before are enough; {spread}."
-    if possible:
-        pairs, records = possible[0]["seed_pairs"], possible[0]["records"]
-        return f"{pairs} seed pairs with {records} records per side are enough; {spread}."
-    return f"No number of records is enough with up to {SEED_PAIRS[-1]} seed pairs; {spread}."
+    if not possible:
+        return f"No number of records is enough with up to {SEED_PAIRS[-1]} seed pairs; {spread}."
+    before = f"the {measured['records']} records per side measured before"
+    records = before if already else f"{possible[0]['records']} records per side"
+    return f"{(already or possible)[0]['seed_pairs']} seed pairs with {records} are enough; {spread}."
 
 
 def format_sample(sample: Mapping[str, Any]) -> str:
