@@ -119,8 +119,6 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
         folder = data.folder / name if name in available else Path(name)
         if name not in available and not folder.is_dir():
             raise UserError(f"sets names {name}{suggest(name, available)}; {data.folder} has {', '.join(available)}")
-        if folder.name in ("", ".."):
-            raise UserError(f"sets names {name}, a folder without a name of its own; give its full path")
         folders[data.set_name(name)] = folder
     return {name: ShardSet.open(folder) for name, folder in folders.items()}
 

@@ -57,7 +57,7 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
-    from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
+    from dejavu_lit.study.cells import match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
 
     check_range(settings, "", "[0, 1]", "utility_loss")
@@ -73,11 +73,11 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
                 lock.enter_context(locked(out / ".lock", wait=False))
         cells = ranks.first(cells)  # the ranks may disagree: a run may finish while they read the folder
         measured = take(EvaluationSettings, settings)
-        cells = [replace(cell, evaluation=measured) for cell in cells]
+        cells = [replace(c, evaluation=measured, folder=out / "evaluations" / c.label) for c in cells]
         if ranks.rank > 0:
             for cell in cells:
                 with suppress(Exception):  # rank 0 reports it and also continues with the next cell
-                    run_evaluation(match_stop_epoch(cell).pair, evaluation_folder(out, cell), ranks)
+                    run_evaluation(match_stop_epoch(cell).pair, cell.folder, ranks)
             return
         metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None:

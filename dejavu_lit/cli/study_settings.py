@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from dejavu_lit.evaluation.run import check_evaluation
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.resume import check_data, check_device, check_models
-from dejavu_lit.training.settings import TrainingRun, TrainingSettings
-from dejavu_lit.utils.config import to_plain
+from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError, check_choice, check_range
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 from dejavu_lit.utils.wandb import with_tags
@@ -152,12 +152,14 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
     reference = setting.gaps.reference
     if setting.mitigation.gap_budget is not None and reference is None:
         reference = PARTNER
-    run = TrainingRun(side=side, **{field.name: getattr(setting, field.name) for field in fields(TrainingSettings)})
-    return replace(
-        run,
-        data=run.data if size is None else replace(run.data, train_size=size),
-        logger=with_tags(run.logger, overrides),
-        gaps=replace(run.gaps, reference=reference if side == "target" else None),
+    return take(
+        TrainingRun,
+        setting,
+        side=side,
+        seed=0,
+        data=setting.data if size is None else replace(setting.data, train_size=size),
+        logger=with_tags(setting.logger, overrides),
+        gaps=replace(setting.gaps, reference=reference if side == "target" else None),
     )
 
 

@@ -104,10 +104,10 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         basis = headline(result)
         gaps = _gaps_text(result[basis]) if result[basis] else result["reason"]
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
-    sentences = [few_records_sentence(metrics["counts"]), (metrics.get("blind") or {}).get("words")]
+    sentences = [metrics["found"]["words"], few_records_sentence(metrics["counts"]), metrics["blind"].get("words")]
     if differences := metrics.get("training_differences"):
         sentences.append(differences_sentence(differences))
-    for sentence in filter(None, [metrics["found"]["words"], *sentences]):
+    for sentence in filter(None, sentences):
         terminal.say(sentence)
     if board := metrics.get("membership"):
         _show_membership(terminal, board)
@@ -115,8 +115,7 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         values = (metrics.get("utility") or {}).get(side) or {}
         if shown := [f"{name} {values[name]:.3f}" for name in UTILITY if isinstance(values.get(name), float)]:
             terminal.say(f"{side}: {', '.join(shown)}")
-    exposure = (metrics.get("exposure") or {}).get("target")
-    if exposure:
+    if exposure := (metrics.get("exposure") or {}).get("target"):
         terminal.say(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
     terminal.print(f"results: {out}/metrics.json, {out}/records.parquet", soft_wrap=True)
 
@@ -202,9 +201,8 @@ def _plan_rows(plan: "Plan", evaluations: Mapping[Path, bool]) -> list[list[str]
             actions[side] = action if name == cell.label else f"{action} {name}"
         listed |= set(paths.values())
         runs = ", ".join(dict.fromkeys(actions.values()))
-        complete = cell.folder is not None and evaluations[cell.folder]
         size = "all" if cell.train_size is None else str(cell.train_size)
-        rows.append([cell.name, size, str(cell.seed), runs, "complete" if complete else "to do"])
+        rows.append([cell.name, size, str(cell.seed), runs, "complete" if evaluations[cell.folder] else "to do"])
     return rows
 
 

@@ -45,7 +45,7 @@ class Cell(Row):
     reference: Path
     epochs: Mapping[str, int] = field(default_factory=dict)
     """{side: epoch of the checkpoint to use}, for each side whose run is longer than this cell's."""
-    folder: Path | None = None
+    folder: Path = Path()
     """The folder of its evaluation, which several cells may share."""
 
     @property
@@ -71,11 +71,6 @@ def folder_name(name: str, train_size: int | None, seed: int, half: int = 0) -> 
     if not 0 < len(safe) <= LONGEST:
         safe = f"{safe[:LONGEST] or 'setting'}-{fingerprint(name)[:8]}"
     return f"{safe}{size}-s{seed}{dealt}"
-
-
-def evaluation_folder(out: Path, cell: Cell) -> Path:
-    """Where a cell's evaluation is written in the study's folder ``out``."""
-    return cell.folder or out / "evaluations" / cell.label
 
 
 def evaluation_request(cell: Cell) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Plan:
     @property
     def evaluations(self) -> dict[Path, bool]:
         """{folder of an evaluation: whether it is complete, with the requested settings}."""
-        return {c.folder: _is_evaluated(c.folder, evaluation_request(c)) for c in self.cells if c.folder is not None}
+        return {c.folder: _is_evaluated(c.folder, evaluation_request(c)) for c in self.cells}
 
 
 def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
@@ -73,8 +73,8 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
         locations = {side: runs.locate(row.runs[side], f"{row.label}-{side}") for side in SIDES}
         epochs = {side: epoch for side, (_, epoch) in locations.items() if epoch is not None}
         paths = {side: path for side, (path, _) in locations.items()}
-        cell = take(Cell, row, **paths, epochs=epochs, folder=None)
-        folder = _evaluation_folder(out / "evaluations" / row.label, evaluation_request(cell))
+        cell = take(Cell, row, **paths, epochs=epochs, folder=out / "evaluations" / row.label)
+        folder = _evaluation_folder(cell.folder, evaluation_request(cell))
         key = fingerprint([locations, saved_settings(row.evaluation)])
         cells.append(replace(cell, folder=folders.setdefault(key, folder)))
     for cell in cells:

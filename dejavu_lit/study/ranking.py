@@ -152,14 +152,9 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
 
 def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float | None:
     """The mean drop of utility from the default, over the seeds of both; None if they share no seed."""
-    values = {
-        setting: {
-            seed_and_half(row): u for row in rows if row["name"] == setting and (u := utility(row, measure)) is not None
-        }
-        for setting in (default, name)
-    }
-    seeds = [seed for seed in values[default] if seed in values[name]]
-    return float(np.mean([values[default][s] - values[name][s] for s in seeds])) if seeds else None
+    values = {(row["name"], seed_and_half(row)): u for row in rows if (u := utility(row, measure)) is not None}
+    losses = [u - values[name, seed] for (of, seed), u in values.items() if of == default and (name, seed) in values]
+    return float(np.mean(losses)) if losses else None
 
 
 def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Sequence[Cell] = ()) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study import ranking
-from dejavu_lit.study.cells import REQUEST, Cell, evaluation_folder, evaluation_request, match_stop_epoch
+from dejavu_lit.study.cells import REQUEST, Cell, evaluation_request, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
@@ -58,16 +58,12 @@ def evaluate_cells(
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
             failures[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
             continue
-        folder, request = evaluation_folder(out, cell), evaluation_request(cell)
         log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
         try:
+            write_json(cell.folder / REQUEST, evaluation_request(cell))
             cell = match_stop_epoch(cell)
-            if cell.folder is not None and not (folder / CONTEXT).is_file():
-                write_json(folder / REQUEST, request)
-            metrics[cell.label] = run_evaluation(cell.pair, folder, ranks)
-            if cell.folder is not None:  # the statistics may have changed
-                write_json(folder / REQUEST, request)
-            rows.append(study_row(out, cell, metrics[cell.label], folder))
+            metrics[cell.label] = run_evaluation(cell.pair, cell.folder, ranks)
+            rows.append(study_row(out, cell, metrics[cell.label]))
             data = RunDirectory(cell.target).config()["data"]
             sizes.setdefault(fingerprint([cell.train_size, {**data, "half": None}]), []).append(rows[-1])
         except Exception as error:  # of any kind: one setting must not stop the others
@@ -82,7 +78,7 @@ def evaluate_cells(
     return rows, failures, metrics
 
 
-def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """One row of study.json from one metrics.json; ``seconds`` is the training time of both sides, up to the stop epoch.
 
     ``train_size`` has the duplicates that were left out; of an unfinished run it is how many pairs were measured.
@@ -107,7 +103,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "membership": membership_summary(metrics.get("membership")),
         "exposure": metrics["exposure"],
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
-        "metrics": os.path.relpath(folder / "metrics.json", out),
+        "metrics": os.path.relpath(cell.folder / "metrics.json", out),
     }
 
 
@@ -176,8 +172,8 @@ def write_study(
     flat = [
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in flatten(row)} for row in rows
     ]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    table = pa.table({name: _column([row.get(name) for row in flat]) for name in names})
+    names = dict.fromkeys(name for row in flat for name in row)
+    table = pa.table({name: [row.get(name) for row in flat] for name in names})
     with atomic(out / "study.parquet") as part:
         pq.write_table(table, part)
     return study
@@ -292,11 +288,3 @@ def _read_records(metrics: Path) -> tuple[Records, Records | None]:
     settings, public = read_json(metrics)["settings"], read_json(metrics.parent / CONTEXT)["public"]
     sets = read_evaluation(metrics.parent, settings["objects"], settings["threshold"], public)[0]
     return sets["population"], sets.get("swapped")
-
-
-def _column(values: list[Any]) -> "pa.Array":
-    """A column of plain values; strings if the settings have values of different types."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else str(value) for value in values])

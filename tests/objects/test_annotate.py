@@ -200,20 +200,16 @@ def test_failures_are_listed_once_all_parts_can_be_read(data: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["else/A/.."], "a folder without a name of its own"),
         ([], "sets= is empty; .* has A, P"),
         (["B"], "sets names B"),
     ],
 )
-def test_sets_that_cannot_be_named_are_refused_and_others_told_apart(
-    data: Path, names: list[str], message: str
-) -> None:
+def test_unknown_sets_are_refused_and_those_elsewhere_told_apart(data: Path, names: list[str], message: str) -> None:
     for name in ("else/A", "else/other", "more/else/A"):
         write_shards(data.parent / name, pairs("x", 2))
-    paths = [str(data.parent / name) if "/" in name else name for name in names]
     with pytest.raises(UserError, match=message):
-        open_sets(DataSpec("shards", str(data)), paths)
-    elsewhere = [data.parent / name for name in ("else/A", "else/other", "more/else/A")]
+        open_sets(DataSpec("shards", str(data)), names)
+    elsewhere = [data.parent / name for name in ("else/A/../A", "else/other", "more/else/A")]
     opened = open_sets(DataSpec("shards", str(data)), ["P", str(data / "A"), *map(str, elsewhere)])
     assert [shards.folder for shards in opened.values()] == [data / "P", data / "A", *elsewhere]
     assert [name.rstrip("0123456789abcdef") for name in opened] == ["P", "A", "else-A-", "else-other-", "else-A-"]

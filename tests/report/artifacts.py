@@ -141,9 +141,9 @@ def make_study(
                     write_json(run / "run.json", {"seconds": 1.0})
                 cell = Cell(
                     name=name, overrides=(f"mitigation.text_mask={1 - strength:g}",), train_size=size, seed=seed,
-                    target=runs[0], reference=runs[1],
+                    target=runs[0], reference=runs[1], folder=evaluation,
                 )  # fmt: skip
-                row = study.study_row(folder, cell, read_json(evaluation / "metrics.json"), evaluation)
+                row = study.study_row(folder, cell, read_json(evaluation / "metrics.json"))
                 rows.append(row | {"data": "data", "objects": ANNOTATOR})  # the sizes of a real study share their data
     study.write_study(folder, rows, {}, 0.05)
     return folder
