@@ -8,11 +8,10 @@ drawn; the others are drawn by as many processes as there are cores.
 import io
 import json
 import logging
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
     from dejavu_lit.report.figures import Plot
 
-INDEX = "figures.json"  # in the folder of the figures: what each file shows
+INDEX = "figures.json"  # in the folder of the figures: {name: hash of what it shows}
 ALL_FORMATS = ("svg", "png", "pdf")
+FURTHER_DRAWINGS = ("-dark.svg", "-narrow.svg", "-narrow-dark.svg")  # beside an SVG
 PNG_DPI = 160
-CSS_DPI = 96  # pixels per inch on the page
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "png": {"Software": None},
@@ -45,15 +44,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FigureInfo:
-    """A figure as the page shows it: sizes are [width, height] in pixels, the narrow one [0, 0] without an SVG."""
+    """A figure as the page shows it."""
 
     name: str
     title: str
     text: str
-    size: list[int]
-    narrow_size: list[int]
-    formats: list[str]
-    digest: str
+    formats: Sequence[str]
 
 
 def draw_figures(
@@ -70,38 +66,26 @@ def draw_figures(
     from dejavu_lit.report.study_plots import study_plots
 
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
-    shown: dict[str, FigureInfo] = {}
-    known = _read_index(earlier) if earlier else {}
+    digests = {plot.name: _digest(plot) for plot in plots}
+    known: dict[str, Any] = {}
+    if earlier:
+        with suppress(UserError):  # missing or damaged
+            known = read_json_object(earlier / INDEX)
+    ends = [*(f".{kind}" for kind in formats), *(FURTHER_DRAWINGS if "svg" in formats else ()), ".csv"]
+    new = []
     for plot in plots:
-        info = known.get(plot.name)
-        if earlier and info and info.digest == _digest(plot) and set(formats) <= set(info.formats):
-            for name in _files(info):
+        names = [f"{plot.name}{end}" for end in ends]
+        if earlier and known.get(plot.name) == digests[plot.name] and all(is_plain_file(earlier / n) for n in names):
+            for name in names:
                 link_or_copy(earlier / name, folder / name)
-            shown[plot.name] = info
-    new = [plot for plot in plots if plot.name not in shown]
+        else:
+            new.append(plot)
     drawn = map_unordered(save, (folder, formats), new, min(thread_count(), len(new)))
-    shown |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
-    if shown:
-        write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
-    return [shown[plot.name] for plot in plots]
-
-
-def _read_index(folder: Path) -> dict[str, FigureInfo]:
-    """The figures of an earlier report whose files all exist; none if another version wrote it, or if it is damaged."""
-    figures = {}
-    with suppress(UserError, TypeError, AttributeError):
-        for name, entry in read_json_object(folder / INDEX).items():
-            info = FigureInfo(**entry)
-            is_ours = re.fullmatch(r"[\w-]+", info.name) and set(info.formats) <= set(ALL_FORMATS)
-            if is_ours and all(is_plain_file(folder / file) for file in _files(info)):
-                figures[name] = info
-    return figures
-
-
-def _files(info: FigureInfo) -> list[str]:
-    drawings = ["-dark.svg", "-narrow.svg", "-narrow-dark.svg"] if "svg" in info.formats else []
-    ends = [f".{kind}" for kind in info.formats] + drawings
-    return [f"{info.name}{end}" for end in [*ends, ".csv"]]
+    for _ in progress(drawn, "figures", len(new), "figure"):
+        pass
+    if plots:
+        write_json(folder / INDEX, digests)
+    return [FigureInfo(plot.name, plot.title, plot.text, formats) for plot in plots]
 
 
 def _digest(plot: "Plot") -> str:
@@ -120,20 +104,16 @@ def code_digest() -> str:
     return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()
 
 
-def save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:
-    """Write a plot's files in the formats (folder, formats), and return what the page needs to show it.
-
-    The same numbers give the same bytes.
-    """
+def save(place: tuple[Path, Sequence[str]], plot: "Plot") -> None:
+    """Write a plot's files; ``place``: their folder and formats. The same numbers give the same bytes."""
     folder, formats = place
     folder.mkdir(parents=True, exist_ok=True)
     for kind in formats:
         _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
     if "svg" in formats:
         _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
-    write_csv(folder / f"{plot.name}.csv", plot.rows)
-    narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else [0, 0]
-    return FigureInfo(plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, [*formats], _digest(plot))
+    columns = dict.fromkeys(name for row in plot.rows for name in row)
+    write_csv(folder / f"{plot.name}.csv", [{name: row.get(name) for name in columns} for row in plot.rows])
 
 
 def _write(figure: "Figure", kind: str, path: Path) -> None:
@@ -150,7 +130,3 @@ def _write(figure: "Figure", kind: str, path: Path) -> None:
         for light, dark in DARK.items():
             svg = svg.replace(light, dark)
         path.with_name(f"{path.stem}-dark.svg").write_text(svg, encoding="utf-8")
-
-
-def _pixels(figure: "Figure") -> list[int]:
-    return [round(side) for side in figure.get_size_inches() * CSS_DPI]

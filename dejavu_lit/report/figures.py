@@ -76,11 +76,6 @@ class Plot:
     rows: Sequence[Mapping[str, Any]]
     draw: Callable[[], Figure]
 
-    def __post_init__(self) -> None:
-        """Give all rows the same columns: their CSV has one header."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        object.__setattr__(self, "rows", [{name: row.get(name) for name in names} for row in self.rows])
-
     @cached_property
     def figure(self) -> Figure:
         return self._drawn(WIDTH)

@@ -19,6 +19,7 @@ GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AU
 GAP_AXIS = "gap, target − reference (difference of shares)"
 GAP_UNIT = "gap (difference of shares)"  # for y axes, which are shorter
 SENSITIVITY = {  # name: title, axis label, one value in words
+    "k": ("Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}"),
     "threshold": ("Gaps by the annotator's score threshold", "annotator's score threshold", "at score threshold {:g}"),
     "top_m": (
         "Gaps by number of predicted objects",
@@ -91,16 +92,11 @@ def subgroups(column: str, result: Mapping[str, Any]) -> figures.Plot | None:
     return figures.Plot(f"subgroups-{slug}", title, text, rows, draw)
 
 
-def by_k(metrics: Metrics) -> figures.Plot | None:
-    values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
-    if len(values) < 2:
-        return None
-    return _gaps_over("by-k", "Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}", values)
-
-
 def sensitivity(metrics: Metrics, name: str) -> figures.Plot | None:
-    """The gaps over the annotator's threshold, or over top-m."""
-    values = [(row[name], row) for row in metrics["sensitivity"][name] if row.get("population")]
+    """The gaps over k, over the annotator's threshold, or over top-m."""
+    by_k = [{"k": int(k), **blocks} for k, blocks in metrics["by_k"].items()]
+    rows = by_k if name == "k" else metrics["sensitivity"][name]
+    values = [(row[name], row) for row in rows if row.get("population")]
     main = metrics["settings"].get(name)
     if main is not None and main not in [value for value, _ in values]:
         values.append((main, metrics))

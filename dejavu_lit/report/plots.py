@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, MEMBERSHIP, SAMPLE_GAPS, decimal, signed
 from dejavu_lit.report import figures
-from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
+from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, gaps, planted, sensitivity, subgroups
 
 RANKING_LABELS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
 MOST_POINTS = 1000  # in the scatter of single pairs; its CSV contains all of them
@@ -24,7 +24,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def evaluation_plots(metrics: Metrics) -> list[figures.Plot]:
     """Every figure that this evaluation has data for."""
-    plots = [gaps(metrics), recall(metrics), *samples(metrics), by_k(metrics)]
+    plots = [gaps(metrics), recall(metrics), *samples(metrics), sensitivity(metrics, "k")]
     if board := metrics.get("membership"):
         plots += [roc(board), clipmem_against_hits(board, metrics.get("pairs") or [])]
     plots += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
