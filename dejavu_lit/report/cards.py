@@ -1,4 +1,4 @@
-"""The most memorized pairs as data for the page: ``data/cards.js`` is one call, ``dejavu("cards", {…})``, loaded as a script.
+"""The most memorized pairs as data for the page: ``data/cards.js`` is one call, ``dejavu({…})``, loaded as a script.
 
 A page opened from disk may not fetch, so the data travel as a script. Labels and public images are listed once, and the cards
 refer to them by position.
@@ -218,8 +218,8 @@ def _forms(text: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset({word, *singulars(word)}) for word in letter_words(text))
 
 
-def write_script(path: Path, name: str, value: Any) -> None:
-    """Write ``dejavu(name, value)`` in pure ASCII, so that no text can end the script or be read in another encoding."""
+def write_script(path: Path, value: Any) -> None:
+    """Write ``dejavu(value)`` in pure ASCII, so that no text can end the script or be read in another encoding."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    path.write_text(f'dejavu("{name}",{text})\n', encoding="ascii")
+    path.write_text(f"dejavu({text})\n", encoding="ascii")

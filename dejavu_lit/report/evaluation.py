@@ -173,7 +173,7 @@ def write_pages(
         figures = draw_figures("evaluation", drawn, page / "figures", options.formats, before)
         rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
         images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
-        write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
+        write_script(page / "data" / "cards.js", cards(rows, images, options.redact))
         halves = any(row["memorization"] for row in rows)
         pairs = {"shown": len(rows), "total": len(ranks[place].keys), "counterfactual": halves}
         hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}

@@ -25,23 +25,14 @@ function kind(card, code) {
 function framed(image, boxes, kindOf, labels) {
   if (!boxes) return image;
   const [width, height, ...rectangles] = boxes;
-  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "xMidYMid slice", "aria-hidden": "true" });
-  for (const [code, x, y, w, h] of rectangles) {
+  const drawn = rectangles.map(([code, x, y, w, h]) => {
     const which = kindOf(code);
-    const title = svgElement("title", {});
-    title.textContent = `${labels[code]} (${NOTES[which]})`;
     const shape = { x, y, width: w, height: h, "vector-effect": "non-scaling-stroke" };
-    const box = svgElement("g", { class: `box ${which}` });
-    box.append(title, svgElement("rect", { ...shape, class: "under" }), svgElement("rect", shape));
-    svg.append(box);
-  }
-  return make("span", { class: "framed" }, image, svg);
-}
-
-function svgElement(name, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return node;
+    return make("g", { class: `box ${which}` }, make("title", {}, `${labels[code]} (${NOTES[which]})`),
+      make("rect", { ...shape, class: "under" }), make("rect", shape));
+  });
+  const view = { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "xMidYMid slice", "aria-hidden": "true" };
+  return make("span", { class: "framed" }, image, make("svg", view, drawn));
 }
 
 function neighbor(card, [key, thumb, objects, boxes], distance, labels, root) {
@@ -119,7 +110,7 @@ function cardElement(card, data, rank, root) {
 
 async function startCards(box) {
   const { folder, root } = box.dataset;
-  const data = await load(folder, "cards");
+  const data = await load(`${folder}/cards.js`);
   const { cards } = data;
   const query = (name) => box.querySelector(`[name="${name}"]`);
   const list = box.querySelector(".cards");
@@ -199,7 +190,7 @@ async function startCards(box) {
 
 async function startExamples(box) {
   const { folder, root, count } = box.dataset;
-  const data = await load(folder, "cards");
+  const data = await load(`${folder}/cards.js`);
   const list = box.querySelector(".cards");
   list.dataset.boxes = "right";
   list.replaceChildren(...data.cards.slice(0, Number(count)).map((card, i) => cardElement(card, data, i + 1, root)));

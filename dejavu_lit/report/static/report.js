@@ -1,34 +1,31 @@
 "use strict";
-// Shared by all pages of the report: data files that call dejavu(NAME, VALUE), DOM helpers, sortable tables.
+// Shared by all pages of the report: data files that call dejavu(VALUE), DOM helpers, sortable tables.
 
-const dejavuLoads = new Map(); // file -> {promise, resolve}
+const SVG = ["svg", "g", "rect", "title"];
+const loads = new Map(); // file -> promise of its value
+let received; // the value of the data file that just ran
 
-function dejavu(name, value) {
-  const file = document.currentScript.dataset.file;
-  dejavuLoads.get(file)?.resolve(value);
+function dejavu(value) {
+  received = value;
 }
 
-// The value of FOLDER/NAME.js, loaded once.
-function load(folder, name) {
-  const file = `${folder}/${name}.js`;
-  if (!dejavuLoads.has(file)) {
-    const entry = {};
-    entry.promise = new Promise((resolve, reject) => {
-      entry.resolve = resolve;
+// The value of a data file, loaded once.
+function load(file) {
+  if (!loads.has(file)) {
+    loads.set(file, new Promise((resolve, reject) => {
       const script = document.createElement("script");
       script.src = file;
-      script.dataset.file = file;
-      script.onerror = () => { dejavuLoads.delete(file); reject(new Error(`${file} could not be loaded`)); };
+      script.onload = () => { resolve(received); received = undefined; };
+      script.onerror = () => { loads.delete(file); reject(new Error(`${file} could not be loaded`)); };
       document.head.append(script);
-    });
-    dejavuLoads.set(file, entry);
+    }));
   }
-  return dejavuLoads.get(file).promise;
+  return loads.get(file);
 }
 
-// An element; texts become text nodes, so no data is interpreted as markup.
+// An element, of SVG if its name is; texts become text nodes, so no data is interpreted as markup.
 function make(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
+  const node = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
   }

@@ -4,7 +4,7 @@
 const PAGE = 10;
 
 async function openSetting(label) {
-  const data = await load(`settings/${label}/data`, "cards");
+  const data = await load(`settings/${label}/data/cards.js`);
   return { label, data, cards: new Map(data.cards.map((card) => [card.key, card])) };
 }
 
