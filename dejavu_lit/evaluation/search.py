@@ -19,7 +19,7 @@ import numpy as np
 from dejavu_lit.evaluation.vectors import Vectors, chunks, write_cosines
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
-from dejavu_lit.utils.errors import UserError, check_choice
+from dejavu_lit.utils.errors import UserError, check_choice, explained
 from dejavu_lit.utils.parallel import for_blocks, thread_count
 from dejavu_lit.utils.progress import progress
 
@@ -208,11 +208,8 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
 def load_faiss(index: str) -> Any:
     """faiss; raises UserError if ``index`` is unknown, or if what it needs is missing: faiss, or faiss-gpu and a GPU."""
     check_choice("index", index, INDEXES)
-    try:
+    with explained("the search for neighbors cannot start", "install faiss again", "gpu" if index == "gpu" else "cpu"):
         import faiss
-    except ImportError:
-        extra = "gpu" if index == "gpu" else "cpu"
-        raise UserError(f"the search for neighbors needs faiss; pip install 'dejavu-lit[{extra}]'") from None
     if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
         raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")
     return faiss

@@ -2,8 +2,8 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.preemption import within_epoch
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import explained
 from dejavu_lit.utils.io import atomic
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -74,18 +74,10 @@ def saved_step(path: Path) -> int:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """A block in which any error but of the system or for lack of memory means that the checkpoint is damaged."""
+def _reading(path: Path) -> AbstractContextManager[None]:
+    """A block in which any error without a remedy of its own means that the checkpoint is damaged."""
     run = path.parent.parent
     epochs = RunDirectory(run).saved_epochs()
     saved_weights = f" (the weights of epoch {epochs[-1]} can be evaluated as {run}@{epochs[-1]})" if epochs else ""
-    try:
-        yield
-    except Exception as error:  # torch raises many classes for a file that is not a checkpoint
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise UserError(
-            f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to start "
-            f"over{saved_weights}"
-        ) from None
+    remedy = f"restore it from a copy, or remove it to start over{saved_weights}"
+    return explained(f"the checkpoint {path} is damaged", remedy)
