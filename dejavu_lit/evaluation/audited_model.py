@@ -27,16 +27,8 @@ if TYPE_CHECKING:
 # Of the files in a folder, those with weights or embeddings, and those that say how images and captions are read.
 SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy"),
-    *(
-        "config.json",
-        "tokenizer.json",
-        "_tokens.json",
-        "_tokens_map.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        ".model",
-    ),
+    *("config.json", "tokenizer.json", "_tokens.json", "_tokens_map.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", ".model"),
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.utils.parallel import thread_pool
+from dejavu_lit.utils.parallel import for_blocks
 
 OTHERS = 512  # pairs of H that each pair is compared with
 MODEL_SCORES = ("cosine", "alignment", "loss")
@@ -62,8 +62,8 @@ def model_scores(
             scores[name][rows] = values
 
     # The threads share the rows out; a BLAS with threads of its own would make each product wait for the others'.
-    with threadpool_limits(1, "blas"), thread_pool() as pool:
-        list(pool.map(score, range(0, len(keys), ROWS)))
+    with threadpool_limits(1, "blas"):
+        for_blocks(score, len(keys), ROWS)
     return scores
 
 

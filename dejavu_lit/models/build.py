@@ -45,13 +45,7 @@ def export_config(spec: ModelSpec, folder: Path) -> None:
     quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
     if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
         config["quick_gelu"] = quick_gelu
-    preprocess = {
-        "mean": open_clip.OPENAI_DATASET_MEAN,
-        "std": open_clip.OPENAI_DATASET_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess | initial})
+    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": PREPROCESS | initial})
     save_tokenizer(spec.name, spec.config, folder)
 
 

@@ -16,7 +16,6 @@ from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.transform import PreprocessCfg
 from torch.nn.functional import normalize
 
 from dejavu_lit.models.encoder import torch_device
@@ -183,8 +182,7 @@ def _check_sizes(value: Any, folder: Path) -> None:
 def _warn_of_other_settings(name: ModelName) -> None:
     """Warn if released weights of the architecture need other settings than open_clip gives to a file of weights."""
     arch = name.architecture
-    defaults = {key: getattr(PreprocessCfg(), key) for key in PREPROCESS}
-    defaults["quick_gelu"] = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))
+    defaults = PREPROCESS | {"quick_gelu": bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))}
     tags_by_settings: dict[str, list[str]] = {}
     for tag in list_pretrained_tags_by_model(arch):
         released = get_pretrained_cfg(arch, tag)

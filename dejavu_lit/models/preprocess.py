@@ -13,8 +13,10 @@ from PIL import Image
 from torchvision.transforms import Compose, Resize
 from torchvision.transforms.v2.functional import resize_image
 
-# What a config, or a released tag, says of images beside their size.
-PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+# What a config, or a released tag, says of images beside their size, and open_clip's defaults.
+PREPROCESS = {
+    name: getattr(PreprocessCfg, name) for name in ("mean", "std", "interpolation", "resize_mode", "fill_color")
+}
 
 
 def _transform(config: dict[str, Any], is_train: bool) -> Compose:

@@ -69,19 +69,14 @@ class TransformersEncoder:
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self._context, return_tensors="pt"
         ).to(self.device)
-        mask = (
-            {"attention_mask": tokens["attention_mask"]}
-            if "attention_mask" in self._tokenizer.model_input_names
-            else {}
-        )
-        return _unit(self._model.get_text_features(input_ids=tokens["input_ids"], **mask))
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+        return _unit(self._model.get_text_features(**inputs))
 
 
 def is_transformers_folder(folder: Path) -> bool:
     """Whether ``folder`` is a CLIP or SigLIP model of the transformers library."""
-    return (folder / "config.json").is_file() and read_json_object(folder / "config.json").get(
-        "model_type"
-    ) in MODEL_TYPES
+    config = folder / "config.json"
+    return config.is_file() and read_json_object(config).get("model_type") in MODEL_TYPES
 
 
 def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> list[Any]:

@@ -192,12 +192,9 @@ def _sentences(settings: type) -> dict[str, str]:
         if not is_dataclass(cls):
             continue
         for node, after in pairwise(_classes(cls.__module__)[cls.__name__].body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                sentences[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
+            match node, after:
+                case ast.AnnAssign(target), ast.Expr(ast.Constant(text)):
+                    sentences[ast.unparse(target)] = " ".join(str(text).split())
     return sentences
 
 
@@ -233,13 +230,9 @@ def explain_value(
         return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
     if isinstance(error, ValidationError) and option and option.kind and not option.group:
         value = re.search(r"Value '?(.*?)'? (?:of type|\()|: '(.*)'$", first_line(error))
-        shown = (
-            f"={next(filter(None, value.groups()), '')}"
-            if value
-            else "=null"
-            if re.search("ptional|None", str(error))
-            else ""
-        )
+        shown = "=null" if re.search("ptional|None", str(error)) else ""
+        if value:
+            shown = f"={next(filter(None, value.groups()), '')}"
         return f"{given or name + shown} must be {option.kind}"
     if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
         return f"{given or name} has a value of the wrong type; expected: {parent.meaning}"

@@ -186,7 +186,7 @@ def test_mistakes_are_named() -> None:
     (a, _, _), cases = three_sets()
     with pytest.raises(UserError, match="exceeds the 6 neighbors"):
         measure(a, settings=Settings())
-    with pytest.raises(UserError, match="no record of A has an object"):
+    with pytest.raises(UserError, match="no record has an object"):
         measure(replace(a, truth=objects([set()] * 120, cases[0].labels, "a")), settings=QUICK)
     with pytest.raises(UserError, match="no public image has an object"):
         measure(replace(a, public=objects([set()] * len(a.public), cases[0].labels, "p")), settings=QUICK)
