@@ -1,9 +1,10 @@
 """Checkpoints of a run: written atomically on any file system, verified when read, saved by step and by epoch."""
 
+import math
 import os
 import zipfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ def saved_step(path: Path) -> int:
     """The step at which a checkpoint was saved; raises UserError naming the file if it is damaged."""
     with _reading(path):
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+@contextmanager
+def restoring(trainer: pl.Trainer, path: Path) -> Iterator[None]:
+    """A ``trainer.fit`` that resumes from ``path``: if its contents do not fit, raises UserError naming the file."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        restored = math.isfinite(trainer.num_training_batches)  # which is known only after that
+        if restored or (isinstance(error, RuntimeError) and "loading state_dict" not in str(error)):
+            raise
+        with _reading(path):
+            raise
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:

@@ -194,6 +194,8 @@ class ClipModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was saved; raises UserError for other settings, data, or an order of the pairs that would miss some."""
+        # Lightning does this after it has loaded the weights, so those of 64 bits would be rounded to 32.
+        self.trainer.precision_plugin.convert_module(self)
         if changed := first_difference(checkpoint.get("settings", self.settings), self.settings):
             raise UserError(
                 f"the settings of this run were changed after it was started ({changed}); restore its config.yaml, or use "

@@ -44,7 +44,7 @@ class StepMetrics(Callback):
         module = cast(ClipModule, module)
         if not module.is_logged(trainer.global_step):
             return
-        now = time.perf_counter()
+        now, schedule = time.perf_counter(), cast(Any, trainer.lr_scheduler_configs[0].scheduler)
         pairs = self._steps * len(batch["index"]) / (now - self._clock)
         module.log("pairs/s", round(pairs * trainer.world_size), prog_bar=True, logger=False)
         metrics = {
@@ -52,7 +52,8 @@ class StepMetrics(Callback):
             "pairs/s": round(pairs * trainer.world_size),
             "pairs/s/rank": round(pairs, 1),
             "logit_scale": module.logit_scale.exp(),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            # The optimizer already has that of the next step.
+            "lr": schedule.base_lrs[0] * schedule.lr_lambdas[0](trainer.global_step - 1),
         }
         write_metrics(trainer, {name: torch.as_tensor(value).float().item() for name, value in metrics.items()})
         self._steps, self._clock = 0, now

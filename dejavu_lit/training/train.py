@@ -5,6 +5,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.models.build import CONFIG, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
-from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
+from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, restoring, saved_step
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging, averaged
 from dejavu_lit.training.finetuning import merged
@@ -34,7 +35,7 @@ from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.distributed import lightning_environment, rank
+from dejavu_lit.utils.distributed import Ranks, lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, explained, first_line
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
@@ -93,11 +94,11 @@ def train(run: TrainingRun, out: Path) -> Path:
         pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
         for logger in loggers:
             logger.finalize("finished")
-    unreadable = module.unreadable()  # a collective operation: every rank takes part
-    if trainer.is_global_zero:
-        _write_results(run, out, trainer, module, gaps, unreadable)
+    with Ranks(trainer.global_rank, trainer.world_size).step():
+        unreadable = module.unreadable()  # a collective operation: every rank takes part
+        if trainer.is_global_zero:
+            _write_results(run, out, trainer, module, gaps, unreadable)
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
         torch.distributed.destroy_process_group()  # left to the exit of the process, gloo sometimes aborts
     return out
 
@@ -197,7 +198,8 @@ def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: P
     # Lightning restores the handlers that it finds here; torch sets its own once per process, so a second training had none.
     _set_SIGCHLD_handler()
     try:
-        trainer.fit(module, pairs, ckpt_path=str(last) if resume else None, weights_only=True)
+        with restoring(trainer, last) if resume else nullcontext():
+            trainer.fit(module, pairs, ckpt_path=str(last) if resume else None, weights_only=True)
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1, without a message
             raise end.__context__ from None

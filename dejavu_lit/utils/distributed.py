@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError, error_sentence, explained, first_line
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -61,7 +61,7 @@ class Ranks:
             yield
         except Exception as raised:
             error = raised
-        message = None if error is None else str(error) or type(error).__name__
+        message = None if error is None else error_sentence(error) or first_line(error)
         messages = self._gather(message) if self.world > 1 else []
         if error is not None:
             raise error

@@ -217,6 +217,19 @@ def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank)
     assert "error: the 2 processes lost each other" in said
 
 
+def test_ranks_say_why_rank_0_could_not_write_the_results(scenes, trained, tmp_path):
+    """With Lightning's own launcher: rank 1 lives on, and waits for rank 0."""
+    run = tmp_path / "run"
+    (run / "run.json").mkdir(parents=True)  # no file can have this name
+    shutil.copy(trained["target"] / "config.yaml", run)
+    process = start(2, ROOT / "train.py", *BASE, f"data.dir={scenes}", f"out={run}", launcher=[sys.executable])
+    said = end(process)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    problem = f"error: {run / 'run.json'}: is a directory"
+    assert sorted(line for line in said.splitlines() if "error:" in line) == [problem, f"{problem} (rank 0 of 2)"]
+
+
 @pytest.mark.parametrize(
     ("option", "changed"), [("recipe.lr=0.00$((RANK + 1))", "recipe.lr: 0.001"), ("data.dir=DATA$RANK", "manifest")]
 )

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -64,12 +66,16 @@ def test_the_last_good_checkpoint_is_named_and_kept(scenes, runs, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def without_optimizer(whole: bytes) -> bytes:
-    """The same checkpoint without the state of the optimizer, as that of an epoch is."""
-    content = torch.load(io.BytesIO(whole), weights_only=True)
-    out = io.BytesIO()
-    torch.save({name: value for name, value in content.items() if name != "optimizer_states"}, out)
-    return out.getvalue()
+def without(*names: str) -> Callable[[bytes], bytes]:
+    """A damage: the same checkpoint without one entry, named by the way to it."""
+
+    def damage(whole: bytes) -> bytes:
+        content = torch.load(io.BytesIO(whole), weights_only=True)
+        reduce(getitem, names[:-1], content).pop(names[-1])
+        torch.save(content, out := io.BytesIO())
+        return out.getvalue()
+
+    return damage
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -77,7 +83,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda whole: whole[: len(whole) // 2],
     "noise": lambda whole: bytes((i * 7919 + 31) % 251 for i in range(4096)),
     "another": lambda whole: b"PK\x05\x06" + bytes(18),  # an empty zip
-    "weights alone": without_optimizer,
+    "weights alone": without("optimizer_states"),
+    "a weight missing": without("state_dict", "model.positional_embedding"),
+    "a loop missing": without("loops", "fit_loop"),
+    "progress missing": without("loops", "fit_loop", "epoch_progress", "current"),
     "flipped": lambda whole: whole[: len(whole) // 2] + b"\xff" * 64 + whole[len(whole) // 2 + 64 :],
 }
 

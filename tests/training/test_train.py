@@ -91,11 +91,12 @@ def test_the_same_seed_gives_the_same_weights(runs, scenes, tmp_path):
     assert any(not torch.equal(target[name], reference[name]) for name in target)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "precision"), [pytest.param(0, "32-true", marks=pytest.mark.slow), (2, "64-true")])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_path, workers, precision):
     options = [*SMALL, "recipe.epochs=6", "mitigation.text_mask=0.3", "trainer.checkpoint_steps=1"]
     options += [
         f"trainer.loader.workers={workers}",
+        f"trainer.precision={precision}",
         "trainer.checkpoint_epochs=100",
         f"data.dir={scenes}",
         "side=target",

@@ -192,13 +192,15 @@ def test_open_clips_own_patch_dropout_would_be_detected(on_meta_device):
 
 
 def test_all_metrics_are_logged_at_the_same_steps_whatever_the_length_of_the_epoch(scenes, tmp_path):
-    options = [f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, "trainer.log_every=4"]
-    assert call("train", "side=target", *options).returncode == 0
+    options = [f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, "trainer.log_every=4", "recipe.lr=0.001"]
+    assert call("train", "side=target", *options, "recipe.warmup_steps=8").returncode == 0
     logged: dict[str, list[tuple[int, float]]] = {}
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
             logged.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
     for metric in ("loss", "lr", "logit_scale", "pairs/s", "pairs/s/rank"):
         assert [step for step, _ in logged[metric]] == [3, 7, 11], metric
+    # Those that these steps used: 4/8 of the warm-up, all of it, and 3/4 of the cosine over the other 4 steps.
+    assert [value for _, value in logged["lr"]] == pytest.approx([0.0005, 0.001, 0.000146447], rel=1e-5)
     assert all(value > 0 for _, value in logged["pairs/s/rank"])
     assert [value for _, value in logged["pairs/s"]] == pytest.approx([v for _, v in logged["pairs/s/rank"]], abs=1)
