@@ -141,7 +141,8 @@ class DataSpec:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
         self.check_dir()
         if not (self.folder / MANIFEST).is_file():
-            absent = f"has no {MANIFEST}" if self.folder.is_dir() else "does not exist"
+            where = "" if self.folder.is_absolute() else f" in {Path.cwd()}"
+            absent = f"has no {MANIFEST}" if self.folder.is_dir() else f"does not exist{where}"
             raise UserError(f"data.dir={self.folder} {absent}; create it with dejavu prepare data=…")
         manifest = read_json_object(self.folder / MANIFEST, SCHEMA)
         if self.shards is not None and "raw_shards" not in manifest:

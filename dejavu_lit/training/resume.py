@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from dejavu_lit.data.epoch import epoch_plan, pairs_per_rank
-from dejavu_lit.data.prepared import TRAINED_ON, ready
+from dejavu_lit.data.prepared import TRAINED_ON, pinned, ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
@@ -29,7 +29,8 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     if not directory.finished:
         check_models(run, resumed=directory.started)
         check_device(run.trainer)
-    run = take(TrainingRun, run, data=ready(run.data))
+    # Data of a started run that are missing are elsewhere, as another working directory may be: they are not prepared again.
+    run = take(TrainingRun, run, data=pinned(run.data) if directory.started else ready(run.data))
     check_data(run)
     with directory.opened(run):
         from dejavu_lit.training.train import train

@@ -29,7 +29,7 @@ MISTAKES = {
     "train side=target data=fodler": "data=fodler is unknown (did you mean 'folder'?); choose one of coco, folder, of_target, ",
     "train side=target model=vitb32": "model=vitb32 is unknown (did you mean 'vit_b_32'?); choose one of rn50, tiny, vit_b_32",
     "train side=target data=prepared": "data.dir is missing; give data.dir=…: the folder of dejavu prepare",
-    "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
+    "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist in ",
     "train side=target trainer.accelerator=gup": "trainer.accelerator=gup is unknown (did you mean 'gpu'?); choose one of cpu, ",
     "train side=target trainer.precision=bf17": "trainer.precision=bf17 is unknown (did you mean 'bf16'?); choose one of 32-true",
     "evaluate sweep=": "sweep= is empty; give the folder of a multirun of dejavu train",

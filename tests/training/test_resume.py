@@ -47,6 +47,20 @@ def test_ranks_that_would_train_side_by_side_are_refused(tmp_path: Path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_data_of_a_started_run_are_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative folder is another one in another working directory."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    data = DataSpec("scenes", dir="scenes", automatic=True, reader={"name": "scenes"})
+    run = TrainingRun(data=data, model=ModelSpec("ViT-B-32"), recipe=Recipe(1, 16, 1e-3), side="target")
+    with pytest.raises(
+        UserError, match=rf"^data.dir=scenes does not exist in {tmp_path}; create it with dejavu prepare"
+    ):
+        run_training(run, tmp_path / "run")
+    assert not (tmp_path / "scenes").exists()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_more_gpus_than_there_are_are_refused() -> None:
     count = torch.cuda.device_count()
