@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Evaluate, Mitigate
@@ -57,6 +57,7 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
+    from dejavu_lit.measure.recompute import read_metrics
     from dejavu_lit.study.cells import match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
 
@@ -79,9 +80,9 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
                 with suppress(Exception):  # rank 0 reports it and also continues with the next cell
                     run_evaluation(match_stop_epoch(cell).pair, cell.folder, ranks)
             return
-        metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
+        evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None:
-        gate.enforce(metrics)
+        gate.enforce({cell.label: read_metrics(cell.folder) for cell in cells})
 
 
 def evaluate_study(
@@ -91,8 +92,8 @@ def evaluate_study(
     cells: "Sequence[Cell]",
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
-) -> dict[str, Any]:
-    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label.
+) -> None:
+    """Evaluate every cell, write and show the study.
 
     Raises UserError if some cells have no result; the others are written.
     """
@@ -101,7 +102,7 @@ def evaluate_study(
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study.table import evaluate_cells, write_study
 
-    rows, failures, metrics = evaluate_cells(out, cells, failed, ranks)
+    rows, failures = evaluate_cells(out, cells, failed, ranks)
     if rows:
         study = write_study(out, rows, failures, settings.utility_loss, cells)
         show_study(study, out)
@@ -111,7 +112,6 @@ def evaluate_study(
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")
-    return metrics
 
 
 main = command("mitigate", mitigate)

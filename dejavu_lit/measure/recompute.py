@@ -1,18 +1,21 @@
 """The saved records and figures of an evaluation, from which other figures follow in seconds and without a model."""
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import read_json_object
+from dejavu_lit.utils.io import fingerprint, read_json_object
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 METRICS_SCHEMA = "metrics.schema.json"
 RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
@@ -23,6 +26,7 @@ MODEL_FREE_OPTIONS = (
 )
 # Options that decide where an evaluation is computed and stored, which its figures do not depend on.
 PLACEMENT_OPTIONS = ("device", "workers", "embeddings")
+_ERRORS: dict[str, str | None] = {}  # of ``schema_error``, by the fingerprint of a schema's name and a content
 
 
 def read_evaluation(
@@ -31,6 +35,7 @@ def read_evaluation(
     threshold: float,
     public: str = "P",
     public_keys: Sequence[str] | None = None,
+    blocks: Collection[str] = tuple(RECORD_FILES),
 ) -> tuple[dict[str, Records], ObjectsAt]:
     """The records in an evaluation's folder, joined to the objects at ``threshold``, the lowest annotator score that counts.
 
@@ -38,13 +43,14 @@ def read_evaluation(
         folder: has records.parquet and, if they were measured, records_null.parquet and records_swapped.parquet.
         objects: the artifact, a folder with one subfolder per set.
         public: the name of the public set that was searched; public_keys: its searched keys, if not all of them.
+        blocks: those to read.
 
     Returns:
         {population|null|swapped: Records} of the files that exist, and the ``objects_at`` for ``measure``, which reads the
         objects at another threshold. Raises UserError if the folder has no records, or the objects have no row for a key.
     """
     folder, objects = Path(folder), Path(objects)
-    paths = {name: folder / file for name, file in RECORD_FILES.items() if (folder / file).exists()}
+    paths = {name: folder / file for name, file in RECORD_FILES.items() if name in blocks and (folder / file).exists()}
     if "population" not in paths:
         raise UserError(
             f"{folder} has no {RECORD_FILES['population']}; give the folder of an evaluation (dejavu evaluate out=…)"
@@ -71,7 +77,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     metrics = read_json_object(path)
     if metrics.get("schema", VERSIONS[0]) not in VERSIONS:
         read_json_object(path, VERSIONS[-1])  # raises, with both numbers
-    damage = schema_error(json.dumps(metrics), "dejavu_lit.measure", METRICS_SCHEMA)
+    damage = schema_error(metrics, "dejavu_lit.measure", METRICS_SCHEMA)
     if damage is None and any(len(set(map(len, curve.values()))) > 1 for curve in _curves(metrics)):
         damage = "the lists of a curve differ in length"
     if damage is not None:
@@ -86,18 +92,25 @@ def _curves(metrics: Mapping[str, Any]) -> list[dict[str, list[float]]]:
     return [metrics["curves"]["recall"], *samples, *(board["roc"] for board in scores if board.get("roc"))]
 
 
-@lru_cache
-def schema_error(text: str, package: str, name: str) -> str | None:
-    """What the JSON schema ``name`` of a package refuses in the text of a file, None if nothing; files are read often.
+def schema_error(content: Any, package: str, name: str) -> str | None:
+    """What the JSON schema ``name`` of a package refuses in the content of a file, None if nothing.
 
-    It may refer to the definitions of metrics.json.
+    Commands read a file several times, a study those of hundreds of evaluations, so each content is validated once.
     """
-    import jsonschema
+    key = fingerprint([name, content])
+    if key not in _ERRORS:
+        error = next(_validator(package, name).iter_errors(content), None)
+        _ERRORS[key] = None if error is None else f"{error.json_path}: {error.message[:200]}"
+    return _ERRORS[key]
+
+
+@cache
+def _validator(package: str, name: str) -> "Draft202012Validator":
+    """The validator of a schema, which may refer to the definitions of metrics.json."""
+    from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
 
     schema = json.loads((files(package) / name).read_text(encoding="utf-8"))
     metrics = json.loads((files("dejavu_lit.measure") / METRICS_SCHEMA).read_text(encoding="utf-8"))
     registry: Registry[Any] = Registry().with_resource(METRICS_SCHEMA, Resource.from_contents(metrics))
-    validator = jsonschema.Draft202012Validator(schema, registry=registry)
-    error = next(validator.iter_errors(json.loads(text)), None)
-    return None if error is None else f"{error.json_path}: {error.message[:200]}"
+    return Draft202012Validator(schema, registry=registry)

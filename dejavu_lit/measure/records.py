@@ -275,6 +275,8 @@ def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
         table = pq.read_table(path)
         if table["key"].to_pylist() != keys:
             raise UserError(f"{path} belongs to other records; remove it and run dejavu evaluate again")
-        return {
-            name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
-        }
+        # A call per column, not per value: there are millions of values.
+        columns = {n: json.loads(f"[{','.join(table[n].to_pylist())}]") for n in table.column_names if n != "key"}
+        if damaged := [name for name, values in columns.items() if len(values) != len(keys)]:
+            raise ValueError(f"its column {damaged[0]!r} is not one value per record")
+        return columns

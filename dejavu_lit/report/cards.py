@@ -70,9 +70,9 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
     return Rankings(keys, columns, memorization or {})
 
 
-def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
+def choose_keys(evaluations: Iterable[Rankings], limit: int) -> set[str]:
     """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation."""
-    rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
+    rankings = [[ranks.keys[i] for i in order[:limit]] for ranks in evaluations for order in ranks.orders().values()]
     in_turn = dict.fromkeys(key for key in chain.from_iterable(zip_longest(*rankings)) if key is not None)
     return set(islice(in_turn, limit))
 

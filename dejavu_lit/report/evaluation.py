@@ -18,13 +18,24 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
+from dejavu_lit.report.cards import (
+    CardImages,
+    Rankings,
+    Row,
+    cards,
+    choose_keys,
+    neighbors,
+    read_ranks,
+    read_rows,
+    write_script,
+)
 from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.images import read_image_objects, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json_object
+from dejavu_lit.utils.progress import progress
 
 THUMBS = "thumbs"  # of all pages, below the report's folder
 NUMERIC_SUBGROUPS = ("caption_words", "object_count")  # their group names are numbers, so a redacted report keeps them
@@ -154,28 +165,35 @@ def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
 
 def write_pages(
     folder: Path,
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Path],
     options: ReportOptions,
+    data: Path | None,
     memorization: Mapping[str, Mapping[str, Mapping[str, Any]] | None] = {},
 ) -> None:
     """Write the page, card data, figures and model-card blocks of evaluations, which all show the same pairs.
 
     Args:
-        folder: of the report; evaluations: {place of the page below it: evaluation}.
+        folder: of the report; evaluations: {place of the page below it: folder of the evaluation}. One is in memory at a time.
+        data: where their data were moved.
         memorization: {place: {key: the pair's counterfactual memorization}}.
     """
     earlier = options.earlier
-    ranks = {place: read_ranks(e.records, memorization.get(place)) for place, e in evaluations.items()}
-    chosen = choose_keys(list(ranks.values()), options.limit)
-    for place, evaluation in evaluations.items():
+
+    def opened(place: str) -> tuple[Evaluation, Rankings]:
+        evaluation = Evaluation.open(evaluations[place], data)
+        return evaluation, read_ranks(evaluation.records, memorization.get(place))
+
+    chosen = choose_keys((opened(place)[1] for place in evaluations), options.limit)
+    for place in progress(evaluations, "pages", unit="page"):
+        evaluation, ranks = opened(place)
         page, before = folder / place, earlier / place / "figures" if earlier else None
         drawn = evaluation.figure_data(options.redact)
         figures = draw_figures("evaluation", drawn, page / "figures", options.formats, before)
-        rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
+        rows = read_rows(evaluation.records, ranks, chosen, evaluation.metrics["k"])
         images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
         write_script(page / "data" / "cards.js", cards(rows, images, options.redact))
         halves = any(row["memorization"] for row in rows)
-        pairs = {"shown": len(rows), "total": len(ranks[place].keys), "counterfactual": halves}
+        pairs = {"shown": len(rows), "total": len(ranks.keys), "counterfactual": halves}
         hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
         root, source = "../" * len(Path(place).parts), str(evaluation.folder)
         texts = {

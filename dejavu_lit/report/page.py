@@ -121,7 +121,8 @@ def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
                 f"; {search['copies']} public images are exact copies of others, so gaps are underestimated"
             )
     settings = {"settings": contents.get("settings"), "config": source.get("config")}
-    settings = {name: value for name, value in settings.items() if value}
+    # Those of a study are its rows, all of study.json.
+    settings = {name: value for name, value in settings.items() if value and isinstance(value, Mapping)}
     return {
         "command": source.get("command", "(not recorded)"),
         "facts": facts,

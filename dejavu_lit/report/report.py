@@ -112,7 +112,7 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         if (path / "study.json").is_file():
             write_study_report(part, path, options, data)
         else:
-            write_pages(part, {"": Evaluation.open(path, data)}, options)
+            write_pages(part, {"": path}, options, data)
         (part / "static").mkdir()
         for file in (files("dejavu_lit.report") / "static").iterdir():
             (part / "static" / file.name).write_bytes(file.read_bytes())
@@ -151,12 +151,13 @@ def _marker(target: Path) -> dict[str, Any]:
 def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:
     """A hash of everything that the report of ``path`` shows: options, artifacts, whether there are data, and the code."""
     if (path / "study.json").is_file():
-        evaluations = list(open_study(path, data)[1].values())
+        folders = list(open_study(path)[1].values())
         artifacts = [path / "study.json", *path.glob(MEMORIZATION)]
     else:
-        evaluations, artifacts = [Evaluation.open(path, data)], []
+        folders, artifacts = [path], []
     parts = [__version__, repr((options.redact, options.limit)), code_digest()]
-    for evaluation in evaluations:
+    for folder in folders:
+        evaluation = Evaluation.open(folder, data)
         artifacts += evaluation.artifacts()
         places = [evaluation.data, evaluation.objects_folder()]
         parts += [f"{place} {place is not None and place.is_dir()}" for place in places]

@@ -15,7 +15,7 @@ from dejavu_lit.measure.figures import FIGURES, signed
 from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import records_file_errors
 from dejavu_lit.report import narrative
-from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
+from dejavu_lit.report.evaluation import ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.modelcard import study_latex, study_markdown
 from dejavu_lit.report.page import provenance, templates
@@ -40,15 +40,15 @@ Row = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 
-def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """study.json, and {label: evaluation} of the settings whose figures and records are there.
+def open_study(path: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """study.json, and {label: folder of the evaluation} of the settings whose figures and records are there.
 
     Raises UserError as ``read_study`` does.
     """
     study = read_study(path / "study.json")
     folders = {label: (path / setting["metrics"]).parent for label, setting in labelled_rows(study).items()}
     return study, {
-        label: Evaluation.open(folder, data)
+        label: folder
         for label, folder in folders.items()
         if all((folder / name).is_file() for name in ("metrics.json", RECORD_FILES["population"]))
     }
@@ -56,7 +56,7 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
 
 def write_study_report(folder: Path, path: Path, options: ReportOptions, data: Path | None) -> None:
     """Write the report of the study in ``path`` into ``folder``; ``data``: where the prepared data were moved."""
-    study, evaluations = open_study(path, data)
+    study, evaluations = open_study(path)
     rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
     if missing := [label for label in rows if label not in evaluations]:
         log.warning("no page for %s: metrics.json or records.parquet is missing", ", ".join(missing))
@@ -64,7 +64,7 @@ def write_study_report(folder: Path, path: Path, options: ReportOptions, data: P
         f"settings/{label}": memorization.get((rows[label]["name"], rows[label]["train_size"])) for label in evaluations
     }
     places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
-    write_pages(folder, places, options, of_pages)
+    write_pages(folder, places, options, data, of_pages)
     earlier = options.earlier / "figures" if options.earlier else None
     figures = draw_figures("study", study, folder / "figures", options.formats, earlier)
     (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")

@@ -36,6 +36,7 @@ from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError, error_sentence
 from dejavu_lit.utils.io import atomic, fingerprint, read_json, read_json_object, write_json
+from dejavu_lit.utils.progress import progress
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -47,12 +48,12 @@ OPEN_CLIP_LOGIT_SCALE = math.log(1 / 0.07)  # the initial value, unless a config
 
 def evaluate_cells(
     out: Path, cells: Sequence[Cell], failed: Mapping[Path, str], ranks: Ranks = SINGLE_PROCESS
-) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Evaluate every cell whose two runs were trained; ``failed``: {run directory: why its training failed}.
 
-    Returns (the rows of study.json, {cell label: why it has no row}, {cell label: contents of metrics.json}).
+    Returns (the rows of study.json, {cell label: why it has no row}).
     """
-    rows, failures, metrics = [], {}, {}
+    rows, failures = [], {}
     sizes: dict[str, list[dict[str, Any]]] = {}  # the rows that train on as many pairs
     for number, cell in enumerate(cells, start=1):
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
@@ -62,8 +63,8 @@ def evaluate_cells(
         try:
             write_json(cell.folder / REQUEST, evaluation_request(cell))
             cell = match_stop_epoch(cell)
-            metrics[cell.label] = run_evaluation(cell.pair, cell.folder, ranks)
-            rows.append(study_row(out, cell, metrics[cell.label]))
+            metrics = run_evaluation(cell.pair, cell.folder, ranks)
+            rows.append(study_row(out, cell, metrics))
             data = RunDirectory(cell.target).config()["data"]
             sizes.setdefault(fingerprint([cell.train_size, {**data, "half": None}]), []).append(rows[-1])
         except Exception as error:  # of any kind: one setting must not stop the others
@@ -75,7 +76,7 @@ def evaluate_cells(
         largest = max(row["train_size"] for row in group)
         for row in group:
             row["train_size"] = largest
-    return rows, failures, metrics
+    return rows, failures
 
 
 def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def read_study(path: Path) -> dict[str, Any]:
     study = read_json_object(path, SCHEMA)
     if not study.get("settings"):
         raise UserError(f"{path} has no settings; run dejavu mitigate again")
-    if (damage := schema_error(json.dumps(study), "dejavu_lit.study", "study.schema.json")) is not None:
+    if (damage := schema_error(study, "dejavu_lit.study", "study.schema.json")) is not None:
         raise UserError(f"{path} is damaged ({damage}); run dejavu mitigate again")
     return study
 
@@ -259,7 +260,7 @@ def _differences(
     default_records = cache(_read_records)  # those of a default are compared with many
     differences, incomparable = [], []
     units = {key: ranking.unit_of(group) for key, group in ranking.by_setting(rows).items()}
-    for row in rows:
+    for row in progress(rows, "comparing settings", unit="row"):
         default_name = default_of[ranking.comparison_key(row)]
         if row["name"] == default_name:
             continue
@@ -286,5 +287,6 @@ def _differences(
 def _read_records(metrics: Path) -> tuple[Records, Records | None]:
     """The records of A, and of B if it was measured, of the evaluation with this metrics.json."""
     settings, public = read_json(metrics)["settings"], read_json(metrics.parent / CONTEXT)["public"]
-    sets = read_evaluation(metrics.parent, settings["objects"], settings["threshold"], public)[0]
+    of = (settings["objects"], settings["threshold"], public)
+    sets = read_evaluation(metrics.parent, *of, blocks=("population", "swapped"))[0]
     return sets["population"], sets.get("swapped")

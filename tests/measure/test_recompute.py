@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
+from dejavu_lit.measure import recompute
 from dejavu_lit.measure.metrics import gap_blocks, measure
 from dejavu_lit.measure.recompute import RECORD_FILES, read_evaluation, read_metrics
 from dejavu_lit.measure.records import Records, write_records
@@ -50,6 +52,29 @@ def measured(cases: list[Case], artifact: Path, folder: Path, settings: Settings
     for records, name in zip(sets, RECORD_FILES.values(), strict=True):
         write_records(folder / name, records, settings.k, settings.top_m)
     return measure(*sets, settings, at)
+
+
+def test_only_some_blocks_are_read(evaluation: tuple[Path, Path]) -> None:
+    folder, artifact = evaluation
+    (folder / RECORD_FILES["null"]).write_bytes(b"damaged")
+    sets, objects_at = read_evaluation(folder, artifact, 0.5, blocks=("population", "swapped"))
+    assert sets.keys() == {"population", "swapped"}
+    assert objects_at(0.5).keys() == {"A", "B", "P"}
+
+
+def test_each_content_is_validated_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[Any] = []
+
+    class Validator:
+        def iter_errors(self, content: Any) -> Iterator[Any]:
+            validated.append(content)
+            return iter(())
+
+    monkeypatch.setattr(recompute, "_validator", lambda *_: Validator())
+    contents = [{"schema": 2, "k": k} for k in range(300)]
+    for content in contents * 2:
+        assert recompute.schema_error(content, "dejavu_lit.measure", "any.json") is None
+    assert validated == contents
 
 
 def recomputed(folder: Path, artifact: Path, **changes: Any) -> dict:

@@ -204,6 +204,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert message_of(tmp_path / "other.parquet", *both) == f"COLUMNS belongs to other records; {again}"
     (tmp_path / "other.columns.parquet").write_bytes(b"PAR1 no")
     assert message_of(tmp_path / "other.parquet", *both).startswith("COLUMNS is not a records file (")
+    columns = pa.table({"key": records.keys, "place": ["1", "2, 3"] * 20})
+    pq.write_table(columns, tmp_path / "r.columns.parquet")
+    assert message_of(path, *both) == (
+        f"COLUMNS is not a records file (its column 'place' is not one value per record); {again}"
+    )
 
 
 @pytest.mark.parametrize(

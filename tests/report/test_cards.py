@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.report.cards import (
     CardImages,
+    Rankings,
     cards,
     choose_keys,
     labels_in_caption,
@@ -61,6 +63,20 @@ def test_cards_show_the_values_of_the_records(evaluation: Path) -> None:
             assert len(right) == card[side]["hits"]
     gap = [card["target"]["hits"] - card["reference"]["hits"] for card in data["cards"]]
     assert gap == sorted(gap, reverse=True)
+
+
+def test_no_more_of_a_ranking_is_looked_at_than_pairs_are_shown() -> None:
+    looked_at = []
+
+    class Keys(list[str]):
+        def __getitem__(self, row: Any) -> Any:
+            looked_at.append(row)
+            return super().__getitem__(row)
+
+    gaps = [np.roll(np.arange(1000), shift) for shift in (0, 1, 500)]
+    evaluations = (Rankings(Keys(map(str, range(1000))), {"gap": gap}, {}) for gap in gaps)
+    assert choose_keys(evaluations, 4) == {"0", "1", "2", "500"}
+    assert len(looked_at) == 3 * 4
 
 
 def test_the_neighbors_have_the_objects_of_the_artifact(evaluation: Path) -> None:

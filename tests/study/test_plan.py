@@ -455,11 +455,11 @@ def test_the_size_of_a_row_is_the_number_of_pairs_of_its_training_set(tmp_path, 
         folder = tmp_path / "evaluations" / name
         cells.append(Cell(name=name, overrides=(), train_size=None, seed=0, half=half, folder=folder, **paths))
     monkeypatch.setattr("dejavu_lit.study.table.run_evaluation", lambda *_: measured(20))
-    rows, failures, _ = evaluate_cells(tmp_path, cells, {})
+    rows, failures = evaluate_cells(tmp_path, cells, {})
     assert failures == {}
     assert {row["name"]: row["train_size"] for row in rows} == {"none": 96, "dedup": 96, "fewer": 50, "dealt": 96}
     monkeypatch.setattr("dejavu_lit.study.table.run_evaluation", lambda *_: measured(96))
-    (raw, *_), _, _ = evaluate_cells(tmp_path, cells[:1], {})
+    (raw, *_), _ = evaluate_cells(tmp_path, cells[:1], {})
     assert raw["train_size"] == 96
 
 
