@@ -316,6 +316,11 @@ def test_the_base_and_the_groups_are_shown_without_their_names_if_redacted(
     assert ("Ann" in text) is not redact
     assert "3 groups with fewer than 5 records are not shown" in text
     assert scalars(metrics)["base/corrected/ppg"] == metrics["corrected"]["ppg"]["value"]
+    metrics["groups"]["groups"] = [group] * 20_000
+    write_json(folder / "metrics.json", metrics)
+    text = write_report(folder, redact=redact).read_text()
+    assert text.count(">0.0123<") == 200
+    assert "The 200 with the smallest p of 20,000 are shown; groups.csv has all." in text
 
 
 def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
@@ -515,6 +520,12 @@ def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: P
 def test_a_study_says_at_its_head_what_ppg_is(small_study: Path) -> None:
     head = study_page(read_json(small_study / "study.json"), [], [], {}, "source").partition("<h2>")[0]
     assert "PPG: share of pairs for which the target is the more precise" in head
+
+
+def test_the_rows_of_a_study_are_not_on_its_page_as_json(small_study: Path) -> None:
+    study = read_json(small_study / "study.json")
+    sizes = [len(study_page(study | {"settings": study["settings"] * n}, [], [], {}, "source")) for n in (1, 11)]
+    assert sizes[1] - sizes[0] < 10 * len(study["settings"]) * 5_000  # bytes of a row of the table
 
 
 def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_path: Path) -> None:
