@@ -101,11 +101,13 @@ class ShardSet:
 
     def keys(self, limit: int | None = None) -> list[str]:
         """The keys of the first ``limit`` pairs (by default all), in the order of the shards."""
-        return list(islice(chain.from_iterable(index.keys for index in self.indexes()), limit))
+        indexes = progress(self.indexes(), f"reading the keys of {self.folder.name}", len(self.names), "shard")
+        return list(islice(chain.from_iterable(index.keys for index in indexes), limit))
 
     def images(self) -> dict[str, str]:
         """{name of a shard without .tar: fingerprint of its images}."""
-        return {Path(name).stem: index.images for name, index in zip(self.names, self.indexes(), strict=True)}
+        indexes = progress(self.indexes(), f"indexing {self.folder.name}", len(self.names), "shard")
+        return {Path(name).stem: index.images for name, index in zip(self.names, indexes, strict=True)}
 
     def fingerprint(self) -> dict[str, str]:
         """{shard: hash of keys, captions (JSON and class without a txt) and sizes of members}; images are not read."""

@@ -36,6 +36,7 @@ from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_rec
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.io import file_sha256, read_json_object, visible_files, write_json
+from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.search_parts import Search
@@ -269,7 +270,8 @@ def _captions_and_json(shards: ShardSet, keys: Sequence[str], span: int) -> tupl
     """The captions and the JSON of the pairs ``keys``, which are among the first ``span`` of a set."""
     rows = {key: row for row, key in enumerate(keys)}
     captions, entries = [""] * len(keys), [{}] * len(keys)  # type: list[str], list[dict[str, Any]]
-    for pair in islice(read_pairs(shards, image=False), span):
+    pairs = islice(read_pairs(shards, image=False), span)
+    for pair in progress(pairs, f"reading captions of {shards.folder.name}", span, "pair"):
         if not isinstance(pair, BadPair) and pair.key in rows:
             captions[rows[pair.key]], entries[rows[pair.key]] = pair.caption, pair.meta
     return captions, entries

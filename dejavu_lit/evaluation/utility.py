@@ -15,6 +15,7 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.class_names import class_list, prompts
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
@@ -152,7 +153,7 @@ def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.nda
     norms, rows = np.linalg.norm(transposed, axis=0), np.arange(len(public))
     ranks = np.empty(len(queries), np.int64)
     at_once = max(1, SCORES_AT_ONCE // max(1, len(public)))
-    for start in range(0, len(queries), at_once):
+    for start in progress(range(0, len(queries), at_once), f"ranking for {len(queries)} queries", unit="block"):
         block = np.asarray(queries[start : start + at_once], np.float64)
         scores = block @ transposed / (np.linalg.norm(block, axis=1)[:, None] * norms)
         own = right[start : start + at_once, None]

@@ -13,6 +13,7 @@ from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.progress import progress
 from dejavu_lit.utils.run_directory import NOT_IDENTIFYING, RunDirectory, identity
 
 # Not part of a setting's name: these have a column of their own or change nothing that is computed.
@@ -40,7 +41,8 @@ def _finished_runs(folder: Path) -> tuple[list[Pair], list[str]]:
     """The finished runs by configuration, and a message for each that is not finished or twice there."""
     pairs: dict[str, Pair] = {}
     skipped = []
-    for path in sorted(folder.glob("**/config.yaml"), key=_natural_order):
+    paths = sorted(folder.glob("**/config.yaml"), key=_natural_order)
+    for path in progress(paths, "reading runs", unit="run"):
         if path.match("wandb/*/files/config.yaml"):  # a copy that wandb keeps of a run's settings
             continue
         run, directory = path.parent, RunDirectory(path.parent)

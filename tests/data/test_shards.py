@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from benchmarks.shards import write_shards
 from dejavu_lit.data import shard_index
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard
+from dejavu_lit.utils import progress
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 
@@ -165,6 +167,17 @@ def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
         tar(tmp_path / caption / "0.tar", {"k.jpg": b"image", "k.json": json.dumps({"caption": caption}).encode()})
         in_json.append(ShardSet.open(tmp_path / caption).fingerprint())
     assert in_json[0] != in_json[1]
+
+
+def test_passes_over_the_headers_of_all_shards_are_logged(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    shards = write_shards(tmp_path / "A", PAIRS)
+    assert shards.keys(2) == [pair.key for pair in PAIRS[:2]]
+    assert len(shards.images()) == len(shards.names)
+    logged = " ".join(record.message for record in caplog.records)
+    assert "reading the keys of A: 0 of 1" in logged
+    assert "indexing A: 1 of 1" in logged
 
 
 def test_a_shard_that_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

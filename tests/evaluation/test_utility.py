@@ -1,6 +1,7 @@
 """Utility against scikit-learn and brute force."""
 
 import io
+import logging
 import tarfile
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from dejavu_lit.evaluation.class_names import prompts
 from dejavu_lit.evaluation.embeddings import write_embeddings
 from dejavu_lit.evaluation.utility import class_vectors, linear_probe, read_labels, retrieval, zero_shot
 from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.utils import progress
 from dejavu_lit.utils.errors import UserError
 from tests.evaluation.test_search import unit
 from tests.models.tiny import sample_image, write_clip, write_shards
@@ -40,7 +42,9 @@ def test_zero_shot_ties_go_to_the_smaller_class():
     assert zero_shot(images, np.array([0, 1, 2]), classes) == {"zeroshot_top1": 2 / 3, "zeroshot_top5": 1.0}
 
 
-def test_retrieval_equals_brute_force(monkeypatch):
+def test_retrieval_equals_brute_force(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(utility, "SCORES_AT_ONCE", 1000)
     rng = np.random.default_rng(1)
     images = unit(rng, 150, 12)
@@ -57,6 +61,7 @@ def test_retrieval_equals_brute_force(monkeypatch):
     recalls = retrieval(images, captions)
     assert list(recalls) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"]
     assert recalls == pytest.approx(expected, abs=1 / 150 / 2)
+    assert "ranking for 150 queries: 1 of 25" in caplog.text
 
 
 def test_retrieval_by_hand():
