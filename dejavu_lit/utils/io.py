@@ -127,15 +127,20 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         check_regular(path)
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=_whole_number)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        return value
+        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give another file or fix its permissions") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}); remove it and create it again") from None
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value of a text; raises ValueError for what could not be written again: NaN, infinity, a lone surrogate."""
+    value = json.loads(text, parse_int=_whole_number)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return value
 
 
 def _whole_number(digits: str) -> int | float:

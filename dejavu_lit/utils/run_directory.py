@@ -1,5 +1,6 @@
 """The run directory: config.yaml, checkpoints/, model/, run.json, its lock, and what identifies the run in it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import yaml
 from dejavu_lit.utils.config import read, to_plain
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, explained
-from dejavu_lit.utils.io import fingerprint, locked, read_json_object, write_text
+from dejavu_lit.utils.io import fingerprint, locked, parse_json, read_json_object, write_text
 
 T = TypeVar("T")
 # Settings that may change when a run is continued: they change where and how it is computed, not what.
@@ -69,7 +70,13 @@ class RunDirectory:
         return self.finished or self.last_checkpoint.exists()
 
     def record(self) -> dict[str, Any]:
-        return read_json_object(self.record_file, RUN_SCHEMA)
+        """run.json; raises UserError if it is missing or damaged."""
+        record = read_json_object(self.record_file, RUN_SCHEMA)
+        if wrong := [
+            name for name in ("epochs", "train_size", "seconds") if not isinstance(record.get(name, 0), int | float)
+        ]:
+            raise UserError(f"{self.record_file} is damaged: {wrong[0]}; restore it, or train again")
+        return record
 
     def config(self) -> dict[str, Any]:
         """The saved settings as a mapping; raises UserError if there are none, or none of this version."""
@@ -79,8 +86,9 @@ class RunDirectory:
             )
         remedy = "restore it, or start over in another directory"
         with explained(f"{self.config_file} is not valid YAML", remedy):
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
+            # Through JSON, in which its values are saved elsewhere: it has no dates, NaN or references of a value to itself.
+            config = parse_json(json.dumps(yaml.safe_load(self.config_file.read_text(encoding="utf-8"))))
+        if not isinstance(config, dict) or not isinstance(config.get("mitigation", {}), dict):
             raise UserError(f"{self.config_file} is not a mapping of settings; {remedy}")
         if (version := config.pop("schema", 1)) != CONFIG_SCHEMA:
             raise UserError(

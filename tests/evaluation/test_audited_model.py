@@ -95,7 +95,20 @@ def test_an_evaluation_notices_other_weights_at_the_same_path(
     assert (tmp_path / "gap/metrics.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [{"batches": "many"}, {"plan": None}, {"plan": {"seed": 0}}])
+PLAN = {"seed": 0, "world": 1, "workers": 0, "batch": 16}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"batches": "many"},
+        {"batches": 10**12},  # counted epoch by epoch
+        {"plan": None},
+        {"plan": {"seed": 0}},
+        {"plan": PLAN | {"seed": -1}},
+        {"plan": PLAN | {"batch": 0}},
+    ],
+)
 def test_a_damaged_record_of_a_run_is_a_sentence(
     damage: dict[str, object], runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -104,3 +104,28 @@ def test_the_model_s_config_of_a_faster_rank_is_its_own(tmp_path: Path) -> None:
     write_json(directory.model / "open_clip_config.json", {})
     with directory.opened({"seed": 1}):
         assert directory.exists
+
+
+@pytest.mark.parametrize(
+    "value", [".nan", "-.inf", "2024-01-02", "1" * 400, '"\\ud800"', "&a [*a]", "!!set {x}", "!!binary aGk="]
+)
+def test_settings_that_no_json_holds_are_refused(tmp_path: Path, value: str) -> None:
+    """An evaluation of the run writes its settings to JSON."""
+    (tmp_path / "config.yaml").write_text(f"schema: 2\nmodel: {value}\n")
+    with pytest.raises(UserError, match=rf"{tmp_path}/config.yaml is not valid YAML .*; restore it"):
+        RunDirectory(tmp_path).config()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{schema: 2, mitigation: [dedup]}"])
+def test_settings_that_are_not_a_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config.yaml is not a mapping of settings; restore it"):
+        RunDirectory(tmp_path).config()
+
+
+@pytest.mark.parametrize("name", ["epochs", "train_size", "seconds"])
+@pytest.mark.parametrize("value", ["many", None, [2]])
+def test_a_record_whose_counts_are_not_numbers_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_json(tmp_path / "run.json", {name: value})
+    with pytest.raises(UserError, match=rf"run.json is damaged: {name}; restore it, or train again"):
+        RunDirectory(tmp_path).record()
