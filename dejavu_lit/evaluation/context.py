@@ -1,13 +1,9 @@
 """context.json of an evaluation's directory, by which a later call resumes, recomputes or is refused.
 
-{config: the settings that cannot change, weights: the states of both models' weight files, data: the SHA-256 of the data's
-manifest, largest_k, public, public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of
-its images}}, utility, exposure, raw_shards, training_differences, search: what recomputing carries over,
-membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
-records: the names of the files with records,
-tabulated: the settings and files by which the records' predictions were written, statistics: those of the last figures}
+context.schema.json describes its entries.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +16,7 @@ from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
 from dejavu_lit.evaluation.settings import PairEvaluation, saved_settings
-from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
+from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics, schema_error
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
@@ -31,10 +27,6 @@ log = logging.getLogger(__name__)
 
 CONTEXT = "context.json"
 METRICS = "metrics.json"
-ENTRIES = (
-    *("config", "weights", "data", "largest_k", "public", "public_left_out", "images", "utility", "exposure"),
-    *("raw_shards", "training_differences", "search", "records", "tabulated"),
-)
 
 
 @dataclass(frozen=True)
@@ -89,15 +81,15 @@ def read_context(
 ) -> dict[str, Any] | None:
     """The context of an earlier call in the same directory; None if there was none.
 
-    Raises UserError if it is incomplete, that call had other settings, or a model or the data have changed since.
+    Raises UserError if it is damaged, that call had other settings, or a model or the data have changed since.
     """
     out = spec.out
     if not (out / CONTEXT).is_file():
         return None
     context = read_json_object(out / CONTEXT)
-    if lacking := [name for name in ENTRIES if name not in context]:
+    if (damage := schema_error(context, "dejavu_lit.evaluation", "context.schema.json")) is not None:
         raise UserError(
-            f"{out / CONTEXT} has no {lacking[0]}: it is damaged or of another version; choose another out= or remove {out}"
+            f"{out / CONTEXT} is damaged or of another version ({damage}); choose another out= or remove {out}"
         )
     if changed := first_difference(_without_recomputable(context["config"]), fixed):
         raise UserError(f"{out} has an evaluation with other settings ({changed}); choose another out= or remove it")

@@ -125,7 +125,7 @@ class Evaluation:
         """The name of the public set that was searched, as in the object artifact: it stays if the set was moved since."""
         path = self.folder / CONTEXT
         recorded = read_json_object(path).get("public") if path.is_file() else None
-        return recorded or self._data_spec().public_name
+        return str(recorded) if recorded else self._data_spec().public_name
 
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
         """The shards of A, of which a random half is a part of A and B, and of the public set; None if not available."""

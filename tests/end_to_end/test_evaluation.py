@@ -353,7 +353,7 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
     again = ["data=scenes", f"data.dir={scenes}", f"out={out}", f"k={K}", "ks=[1,5]", "swapped=true"]
     (out / "context.json").write_text("{}")
     assert (
-        "context.json has no config: it is damaged or of another version; choose"
+        "context.json is damaged or of another version ($: 'config' is a required property); choose another out="
         in call("evaluate", *sides, *again).stderr
     )
     (out / "context.json").unlink()

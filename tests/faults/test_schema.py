@@ -74,6 +74,26 @@ def test_an_evaluation(evaluated, runs, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"largest_k": "10"},
+        {"weights": {"target": [], "reference": {}}},
+        {"public": {}},
+        {"utility": {"target": {"t2i_r1": 1e308}}},
+        {"exposure": {"target": {"mean": 2.0}}},
+        {"images": {"P": []}},
+        {"membership": {"pairs": 10}},
+    ],
+)
+def test_a_damaged_context(damage, evaluated, runs, tmp_path):
+    """Its entries become figures, or decide whether records are searched again."""
+    out = shutil.copytree(evaluated, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    write_json(out / "context.json", {**read_json_object(out / "context.json"), **damage})
+    said = sentence(call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW))
+    assert f"{out}/context.json is damaged or of another version ($.{next(iter(damage))}" in said
+
+
 def test_a_study(tmp_path):
     write_json(tmp_path / "study.json", {"schema": 2, "settings": [{}]})
     assert f"{tmp_path}/study.json has schema 2, but this version reads 1; use the version" in sentence(
