@@ -17,6 +17,8 @@ from matplotlib.font_manager import FontProperties, get_font_names
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from dejavu_lit.utils.printable import printable
+
 WIDTH = 4.7  # inches of a figure
 NARROW = 3.45  # of its drawing for phones, whose panels are stacked
 SIZE = 8.5  # points of the text
@@ -256,6 +258,8 @@ def spaced_ticks(values: Iterable[float], apart: Callable[[float, float], bool])
 
 
 def shorten(text: str, length: int = 32) -> str:
+    """``text`` cut to ``length`` characters, and without control characters, with which no SVG is valid."""
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

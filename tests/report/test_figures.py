@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -267,6 +268,16 @@ def test_subgroups_in_the_order_of_their_numbers_if_all_have_one(
     result = {"basis": "symmetric", "groups": [group | {"group": name, "records": 7} for name in names]}
     labels = subgroups("meta.x", result).figure.axes[0].get_yticklabels()
     assert [label.get_text().partition("  ")[0] for label in labels] == drawn
+
+
+def test_a_control_character_in_a_name_leaves_the_figure_valid(metrics: dict[str, Any], tmp_path: Path) -> None:
+    """XML has none, not even in comments, and a browser shows nothing of an SVG that is not valid."""
+    group = metrics["subgroups"]["object"]["groups"][0] | {"group": "dog\x1b]0;\x07 <b>", "records": 7}
+    plot = subgroups("meta.x", {"basis": "symmetric", "groups": [group]})
+    assert plot is not None
+    save(plot, tmp_path, ("svg",))
+    drawn = [ElementTree.parse(path) for path in tmp_path.glob("*.svg")]  # raises for what is not valid
+    assert len(drawn) == 4
 
 
 def test_of_many_groups_the_words_are_about_those_that_are_drawn(metrics: dict[str, Any]) -> None:
