@@ -50,7 +50,10 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     if "device" in node and "annotator.device" not in typed and trainer.accelerator != "cpu":
         node = {**node, "device": device(trainer, None)}
     if isinstance(node.get("artifacts"), list):  # anything else is refused below
-        node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
+        node = {
+            **node,
+            "artifacts": [str(data.objects_folder(name, "annotator.artifacts")) for name in node["artifacts"]],
+        }
     if settings.name and (is_hidden(settings.name) or "/" in settings.name):
         raise UserError(
             f"name={settings.name} must be the name of a folder in {data.folder / 'objects'}, without slashes"
@@ -74,7 +77,7 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
 def _show(data: DataSpec, sets: dict[str, ShardSet], name: str, settings: Annotate, out: Path) -> None:
     from dejavu_lit.objects.contact_sheet import contact_sheet
 
-    artifact = data.objects_folder(name)
+    artifact = data.objects_folder(name, "show")
     path = out / f"{artifact.name}.png"
     page = contact_sheet(sets, artifact, settings.threshold, settings.pictures)
     with atomic(path) as part:
@@ -88,7 +91,7 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
 
     if len(names) != 2:
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
-    folders = [data.objects_folder(name) for name in names]
+    folders = [data.objects_folder(name, "compare") for name in names]
     # Of remote data only the shards that were read are here.
     images = {} if data.is_remote else {name: shards.images() for name, shards in sets.items()}
     for folder in folders:

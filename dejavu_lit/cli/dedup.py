@@ -37,7 +37,9 @@ def dedup(settings: Dedup, out: Path) -> None:
         print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
         page = out / EXAMPLES
         look = [f"open {shlex.quote(str(page))}    # the least similar pairs"] if page.is_file() else []
-        print_next(*look, f"dejavu train … {argument('data.exclude', out / LIST)}")
+        train = [f"dejavu train … {argument('data.exclude', out / LIST)}"] if report["exclude"]["keys"] else []
+        if look or train:
+            print_next(*look, *train)
     else:
         print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
 

@@ -92,6 +92,9 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
             "the model has no config of its own"
         )
     known = {option.name: option for option in known_options(command, key)}
+    if unknown and key in known:  # of another reader or annotator
+        chosen = key.partition(".")[0]
+        return f"{key} is not an option of the chosen {chosen}; choose one that has it with {chosen}=NAME"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
         of_key = (a for a in given if key == (own := a.lstrip("+~").partition("=")[0]) or key.startswith(f"{own}["))

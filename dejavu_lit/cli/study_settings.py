@@ -41,7 +41,7 @@ def check_options(settings: Mitigate) -> None:
     """Raise UserError for the first of the study's own options that has the wrong form."""
     if not settings.settings:
         raise UserError(
-            "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']"
+            "there are no settings; choose experiment=NAME, or add some, e.g. \"settings.mask=['mitigation.text_mask=0.5']\""
         )
     for name, overrides in settings.settings.items():
         _check_overrides(f"settings.{name}", overrides)

@@ -87,7 +87,7 @@ class EpochPlan:
         if self.entries < self.world * self.batch:
             raise UserError(
                 f"{self.entries} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; "
-                "lower the batch size, use fewer devices or more data"
+                "lower recipe.batch=, use fewer devices or more data"
             )
 
     @cached_property

@@ -138,7 +138,7 @@ class DataSpec:
                 raise UserError(f"data.{name} needs {needed}")
 
     def check(self) -> None:
-        """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
+        """Raise UserError if the folder is not given, was not prepared, or with another schema or from another source."""
         self.check_dir()
         if not (self.folder / MANIFEST).is_file():
             where = "" if self.folder.is_absolute() else f" in {Path.cwd()}"
@@ -147,6 +147,10 @@ class DataSpec:
         manifest = read_json_object(self.folder / MANIFEST, SCHEMA)
         if self.shards is not None and "raw_shards" not in manifest:
             raise UserError(f"data.dir={self.folder} was not drawn from raw shards; give the folder of their samples")
+        source = ((manifest.get("settings") or {}).get("reader") or {}).get("reader")
+        # The settings of generated data do not fit others: their objects, their prompts, no perceptual hashes.
+        if self.automatic and source and self.reader and source != self.reader["type"]:
+            raise UserError(f"data.dir={self.folder} was prepared with data={source}; give data=prepared")
 
     def check_dir(self) -> None:
         """Raise UserError if ``dir`` is missing; only generated data has a folder by default."""
@@ -265,8 +269,8 @@ class DataSpec:
                 "name one, or leave it empty for none (data.labelled=)"
             )
 
-    def objects_folder(self, choice: str | None = None) -> Path:
-        """The object artifact chosen by ``objects=`` (a name or a folder), else the data's own, else the only one there is."""
+    def objects_folder(self, choice: str | None = None, option: str = "objects") -> Path:
+        """The object artifact chosen by ``option`` (a name or a folder), else the data's own, else the only one there is."""
         known, name = self._object_names(), choice or self.objects
         if not name:
             if not known:
@@ -282,7 +286,7 @@ class DataSpec:
             if folder.is_dir():
                 return folder
         raise UserError(
-            f"objects={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
+            f"{option}={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
         )
 
     def _object_names(self) -> list[str]:

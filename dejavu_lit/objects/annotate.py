@@ -109,12 +109,12 @@ def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
     objects, _ = read_objects([Path(out) / name for name in sets], threshold)
     images = sum(len(by_set) for by_set in objects)
     empty = sum(int((by_set.counts() == 0).sum()) for by_set in objects)
-    text = f"{empty} of {images} images ({empty / max(1, images):.1%}) have no object of score ≥ {threshold:g}"
+    text = f"{empty} of {images} images ({100 * empty / max(1, images):.1f} %) have no object of score ≥ {threshold:g}"
     if empty < images:
         labels = objects[0].labels
         counts = np.sum([np.bincount(by_set.codes, minlength=len(labels)) for by_set in objects], axis=0)
         most = int(counts.argmax())
-        text += f"; {labels[most]!r} is in {counts[most] / (images - empty):.1%} of the others"
+        text += f"; {labels[most]!r} is in {100 * counts[most] / (images - empty):.1f} % of the others"
     return f"{text} (the vocabulary decides what can be measured)"
 
 

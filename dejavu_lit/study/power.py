@@ -165,8 +165,8 @@ def format_sample(sample: Mapping[str, Any]) -> str:
     measured = sample["variances"]
     assumed = " (assumed)" if measured["assumed"] else ""
     lines = [
-        f"To detect a symmetric {sample['figure'].upper()} of {sample['gap']:g} with {sample['power']:.0%} power",
-        f"  measured: {measured['seed_pairs']} evaluation(s) of {measured['records']} records per side, "
+        f"To detect a symmetric {sample['figure'].upper()} of {sample['gap']:g} with {100 * sample['power']:.0f} % power",
+        f"  evaluations measured: {measured['seed_pairs']}, of {measured['records']} records per side, "
         f"record sd {measured['sampling_sd']:.3f}, seed-pair sd {measured['training_sd']:.3f}{assumed}",
         "",
         f"  {'seed pairs':>10}  {'records per side':>16}  {'power now':>9}",
@@ -174,5 +174,5 @@ def format_sample(sample: Mapping[str, Any]) -> str:
     for row in sample["rows"]:
         records = "none suffices" if row["records"] is None else f"{row['records']:,}"
         note = "  (interval over records only)" if row["seed_pairs"] == 1 else ""
-        lines.append(f"  {row['seed_pairs']:>10}  {records:>16}  {row['power_now']:>9.0%}{note}")
+        lines.append(f"  {row['seed_pairs']:>10}  {records:>16}  {100 * row['power_now']:>7.0f} %{note}")
     return "\n".join([*lines, "", sample["words"]])

@@ -229,10 +229,14 @@ def explain_value(
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
     if isinstance(error, ValidationError) and option and option.kind and not option.group:
-        value = re.search(r"Value '?(.*?)'? (?:of type|\()|: '(.*)'$", first_line(error))
-        shown = "=null" if re.search("ptional|None", str(error)) else ""
-        if value:
-            shown = f"={next(filter(None, value.groups()), '')}"
+        value = re.search(r"Value '?(.*?)'? (?:of type|is not|\()|: '(.*)'$", first_line(error))
+        shown = (
+            f"={next(filter(None, value.groups()), '')}"
+            if value
+            else "=null"
+            if re.search("ptional|None", str(error))
+            else ""
+        )
         return f"{given or name + shown} must be {option.kind}"
     if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
         return f"{given or name} has a value of the wrong type; expected: {parent.meaning}"
@@ -241,6 +245,6 @@ def explain_value(
 
 def suggest_option(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'recipe.lr'?)`` for the option nearest to ``name``: that of the same last part, if there is one."""
-    names, last = list(known), name.rpartition(".")[2]
-    same = [option for option in names if option.rpartition(".")[2] == last and option != name]
+    names, last = [option for option in known if option != name], name.rpartition(".")[2]
+    same = [option for option in names if option.rpartition(".")[2] == last]
     return f" (did you mean {same[0]!r}?)" if same else suggest(name, names)

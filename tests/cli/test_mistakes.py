@@ -61,13 +61,18 @@ MISTAKES = {
     "evaluate target=x@y reference=text:nope": "text:nope is neither a sentence-transformers folder (with modules.json) nor an",
     "evaluate target=x@y reference=x@y base=runs/nope": "base=runs/nope: runs/nope does not exist; give a run of dejavu train",
     "evaluate target=x@y reference=x@y keys=nope.txt": "keys=nope.txt cannot be read",
-    "mitigate": "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']",
+    "mitigate": "there are no settings; choose experiment=NAME, or add some, e.g. \"settings.mask=['mitigation.text_mask=0.5']\"",
     "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); choose one of cc3m, coco, ",
     "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each text in the list, as \"settings.foo=['a.b=0.3']\"",
     "mitigate \"settings.mask=['text_mask=0.3']\"": "settings.mask: text_mask is not an option (did you mean 'mitigation.text_",
     "mitigate experiment=demo halves=1000000": "halves=1000000 must be at least 1 and at most 1000",
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",
     "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); choose one of ",
+    "prepare data.reader.path=PAIRS.csv data.dir=x": (
+        "data.reader.path is not an option of the chosen data; choose one that has it with data=NAME"
+    ),
+    "annotate annotator=captions annotator.path=x data.dir=x": "annotator.path is not an option of the chosen annotator; choose",
+    "report path=x redact=treu": "redact=treu must be true or false",
     "annotate annotator=torchvision data.dir=x": "annotator.weights is missing; give annotator.weights=…",
     "dedup data.dir=x encoder=runs/nope": "encoder=runs/nope: runs/nope does not exist; give a run of dejavu train, or a model",
     "report": "path is missing; give path=…: the out= folder of dejavu evaluate or dejavu mitigate",
@@ -78,7 +83,7 @@ MISTAKES = {
 
 NO_GPU = "train side=target trainer=gpu"
 WITH_DATA = {
-    "train side=target recipe.batch=200": "96 training pairs do not fill one batch of 1 ranks × 200 pairs; lower the batch size",
+    "train side=target recipe.batch=200": "96 training pairs do not fill one batch of 1 ranks × 200 pairs; lower recipe.batch=",
     "train side=target recipe.batch=32 trainer.devices=3 out=out": "recipe.batch=32 does not divide by 3 ranks; choose",
     "evaluate target=x@y reference=x@y data=prepared": "this data has no objects of its own; detect them with dejavu annotate, ",
 }

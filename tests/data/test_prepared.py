@@ -34,6 +34,14 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_data_of_another_source_are_not_taken_for_generated_data(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema": 1, "settings": {"reader": {"reader": "coco"}}}')
+    settings("dedup", "data=prepared", f"data.dir={tmp_path}").data.check()
+    assert message_of(settings("dedup", f"data.dir={tmp_path}").data.check) == (
+        f"data.dir={tmp_path} was prepared with data=coco; give data=prepared"
+    )
+
+
 def test_the_default_folder_is_named_after_its_contents() -> None:
     first, same, reseeded = (DataSpec("mine", seed=seed).folder for seed in (0, 0, 1))
     assert first == same != reseeded

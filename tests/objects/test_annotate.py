@@ -67,16 +67,16 @@ def test_the_summary_says_how_far_the_vocabulary_reaches(tmp_path: Path) -> None
     for name, labels in (("A", [["dog", "cat"], ["dog"], [], ["dog"]]), ("P", [["cat"], ["dog"], []])):
         rows = [Annotation(f"{name}{n}", row, [0.5] * len(row), [[0.0] * 4] * len(row)) for n, row in enumerate(labels)]
         write_objects(tmp_path / name / "0.parquet", rows, source.annotator)
-    assert "2 of 7 images (28.6%) have no object of score ≥ 0.5; 'dog' is in 80.0% of the others" in coverage(
+    assert "2 of 7 images (28.6 %) have no object of score ≥ 0.5; 'dog' is in 80.0 % of the others" in coverage(
         tmp_path, "AP", 0.5
     )
-    assert coverage(tmp_path, ["A"], 0.6).startswith("4 of 4 images (100.0%) have no object of score ≥ 0.6 (")
+    assert coverage(tmp_path, ["A"], 0.6).startswith("4 of 4 images (100.0 %) have no object of score ≥ 0.6 (")
 
 
 def test_the_command_ends_with_the_summary(data: Path) -> None:
     done = call("annotate", "annotator=classes", "max_failed=0.5", f"data.dir={data}")
     assert done.returncode == 0, done.stderr
-    assert "11 of 55 images (20.0%) have no object of score ≥ 0.5; 'thing " in done.stdout
+    assert "11 of 55 images (20.0 %) have no object of score ≥ 0.5; 'thing " in done.stdout
 
 
 def test_one_row_per_image_and_failures_differ_from_empty_rows(data: Path) -> None:

@@ -66,9 +66,9 @@ class TableReader:
     def _files(self) -> list[Path]:
         files = table_files(self.path)
         if missing := [file for file in files if not os.path.isfile(file)]:
-            raise UserError(
-                f"{missing[0]} is neither a table nor a folder of .parquet or .arrow files; check data.reader.path="
-            )
+            kinds = "is neither a table nor a folder of .parquet or .arrow files"
+            problem = kinds if os.path.exists(missing[0]) else "does not exist"
+            raise UserError(f"{missing[0]} {problem}; check data.reader.path=")
         return files
 
     @cached_property

@@ -213,7 +213,7 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
         UserError, match=r"4.parquet has the columns image, other, and the files before it have image, text"
     ):
         auto(tmp_path / "*.parquet").keys()
-    with pytest.raises(UserError, match=r"none/\*.parquet is neither a table nor a folder"):
+    with pytest.raises(UserError, match=r"none/\*.parquet does not exist; check data.reader.path="):
         auto(tmp_path / "none" / "*.parquet").keys()
 
 

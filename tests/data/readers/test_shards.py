@@ -271,7 +271,7 @@ def test_a_list_in_braces_may_be_longer_than_the_name_of_a_file(tmp_path: Path) 
     assert len(ShardReader(f"{tmp_path}/{{{names}}}.tar").keys()) == 40
     with pytest.raises(UserError, match="does not exist or has no shards"):
         ShardReader(f"{tmp_path}/{{{names},gone}}.tar").keys()
-    with pytest.raises(UserError, match="is neither a table nor a folder"):
+    with pytest.raises(UserError, match=r"does not exist; check data.reader.path="):
         TableReader(f"{tmp_path}/{{{names}}}.parquet").keys()
 
 

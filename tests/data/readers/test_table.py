@@ -330,7 +330,7 @@ def test_errors_name_the_mistake(folder: Path) -> None:
     (folder / "same.csv").write_text("path,caption,id\na.png,b,same\nc.png,d,same\n")
     with pytest.raises(UserError, match=r"key 'same' is in rows of several images"):
         TableReader(folder / "same.csv", key="id").keys()
-    with pytest.raises(UserError, match=r"none.csv is neither a table nor a folder of"):
+    with pytest.raises(UserError, match=r"none.csv does not exist; check data.reader.path="):
         TableReader(folder / "none.csv").fingerprint()
     (folder / "pairs.xlsx").write_text("")
     with pytest.raises(UserError, match=r"\.csv, \.tsv, \.jsonl or \.json"):
