@@ -146,6 +146,6 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
                     return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
             with suppress(HydraException):
                 parser.parse_override(f"{name}=1")
-                return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+                return f"{argument}: Hydra cannot read this value; quote the whole option, or complete its brackets and quotes"
             return f"{argument}: Hydra cannot read the name {name!r}; use letters, digits, _ and - alone"
     return None

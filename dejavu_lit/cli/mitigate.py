@@ -108,7 +108,7 @@ def evaluate_study(
         show_study(study, out)
         page = show_report(report, out)
         log_study(settings.logger, out, is_redacted(report, out))
-        show_next_steps(out, page, study)
+        show_next_steps(out, page, study, of_sweep=isinstance(settings, Evaluate))
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")

@@ -1,6 +1,7 @@
 """The scoreboard of membership scores as rows of text, for the page, the terminal and the model card."""
 
 from collections.abc import Mapping
+from math import floor
 from typing import Any
 
 from dejavu_lit.measure.controls import FEW_RECORDS
@@ -86,10 +87,15 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
     """What the one-run audit shows, as a sentence; None if it could not be made."""
     if (audit := board["epsilon"]) is None:
         return None
-    bound = f"ε is at least {audit['epsilon']:.2f}" if audit["epsilon"] else "no ε is refuted"
+    lower = floor(100 * audit["epsilon"]) / 100  # a bound that is rounded up would not hold
+    bound = (
+        f"differential privacy's ε is at least {lower:.2f}"
+        if audit["epsilon"]
+        else "no ε of differential privacy is refuted"
+    )
     return (
-        f"Audit of one run: {bound} ({audit['right']} of {audit['guesses']} guesses right among {audit['pairs']} pairs of A and "
-        "B in equal numbers; 95 % confidence). It refutes claims of privacy; it proves none."
+        f"Audit of one run: {bound} ({audit['right']} of {audit['guesses']} guesses right among {audit['pairs']:,} pairs of A "
+        "and B in equal numbers; 95 % confidence). It refutes claims of privacy; it proves none."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import FEW_RECORDS, differences_sentence, excludes_zero, few_records_sentence
-from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
+from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import membership_sentence, memorization_sentences
@@ -21,6 +21,13 @@ VERDICTS: dict[State, str] = {
     "no": "Memorization was not shown",
     "unknown": "No verdict is possible",
 }
+AS_TRAINING_IMAGES = (
+    "as you treat its training images: for some pairs, the caption alone brings back objects that only the image shows."
+)
+NOT_ABSENT = "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size."
+SEED_NOISE = (
+    "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
+)
 
 
 def interval(ci: Any, digits: int = 3) -> str:
@@ -134,19 +141,33 @@ def next_steps(metrics: Mapping[str, Any], of_study: bool = False) -> list[str]:
         unknown = f"A verdict needs more sets: measure {missing}."
     compare = "" if of_study else " Compare mitigations on the same pairs (dejavu mitigate) before you release it."
     verdict = {
-        "yes": "Treat the model as you treat its training images: for some pairs, the caption alone brings back objects that "
-        f"only the image shows.{compare}",
-        "no": "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size.",
+        "yes": f"Treat the model {AS_TRAINING_IMAGES}{compare}",
+        "no": NOT_ABSENT,
         "unknown": unknown,
     }
     steps = cautions(metrics) or [verdict[to_state(metrics["found"]["found"])]]
-    if membership := membership_sentence(metrics.get("membership")):
-        steps.append(membership)
-    if not of_study:
-        steps.append(
-            "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
-        )
-    return steps
+    steps += filter(None, [membership_sentence(metrics.get("membership"))])
+    return steps if of_study else [*steps, SEED_NOISE]
+
+
+def study_steps(study: Mapping[str, Any]) -> list[str]:
+    """What follows from a study for those who decide on its models, one sentence each; a caution comes in place of verdicts."""
+    found = {pooled["found"]["found"] for pooled in study.get("pooled", []) if not study_caution(study)}
+    verdicts = {True: f"Treat a model for which memorization was found {AS_TRAINING_IMAGES}", False: NOT_ABSENT}
+    steps = [sentence for state, sentence in verdicts.items() if state in found]
+    return [*steps, SEED_NOISE] if lacks_seeds(study) else steps
+
+
+def lacks_seeds(study: Mapping[str, Any]) -> bool:
+    """Whether no setting of a study has intervals that include the noise of training: those of three seeds, or of halves."""
+    return all(len(pooled["seeds"]) < 3 and not any(pooled.get("halves", [])) for pooled in study.get("pooled", []))
+
+
+def ppg_sentence(block: str = "symmetric") -> str:
+    """What the PPG of a block is, for readers who see it for the first time."""
+    if block == "corrected":
+        return "Corrected PPG: PPG on A minus PPG on H. 0 would be no difference."
+    return f"PPG: {FIGURES['ppg'].meaning}. 0 would be no difference, 1 the largest possible."
 
 
 def _above_zero(block: str, ppg: Any, reasons: Mapping[str, str]) -> Result:

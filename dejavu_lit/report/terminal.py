@@ -17,7 +17,14 @@ from dejavu_lit.measure.controls import differences_sentence, few_records_senten
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, headline, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
-from dejavu_lit.report.narrative import bracketed, measured_blocks, pooled_sentence, study_caution, study_sentence
+from dejavu_lit.report.narrative import (
+    bracketed,
+    lacks_seeds,
+    measured_blocks,
+    pooled_sentence,
+    study_caution,
+    study_sentence,
+)
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
 from dejavu_lit.utils.printable import argument, print_next, printable
@@ -266,7 +273,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) -> None:
+def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any], of_sweep: bool = False) -> None:
     """Print what to do next with the ``results`` in ``out``, a metrics.json or study.json; ``page``: the report if written."""
     path, shared = argument("path", out), argument("out", f"{out}-to-share")
     steps = [
@@ -276,6 +283,7 @@ def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) ->
     if "pooled" not in results:
         gate = f'fail_if="{headline(results)}.ppg.ci95[0]>0.05"'
         steps.append(f"dejavu evaluate … {argument('out', out)} {gate}    # a gate for releases")
-    elif all(len(p["seeds"]) < 3 and not any(p.get("halves", [])) for p in results["pooled"]):
-        steps.append("dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training")
+    elif lacks_seeds(results):
+        again = "dejavu train -m … seed=0,1,2" if of_sweep else "dejavu mitigate … 'seeds=[0,1,2]'"
+        steps.append(f"{again}    # intervals that include the noise of training")
     print_next(*steps)

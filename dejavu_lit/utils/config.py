@@ -42,6 +42,7 @@ KINDS: dict[Any, str] = {
     tuple: "a list",
     dict: "a mapping",
 }
+FORMS = {"a list": "=[…]", "a mapping": "={…}"}  # a shell takes either apart without quotes
 
 
 @cache
@@ -230,14 +231,10 @@ def explain_value(
         return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
     if isinstance(error, ValidationError) and option and option.kind and not option.group:
         value = re.search(r"Value '?(.*?)'? (?:of type|is not|\()|: '(.*)'$", first_line(error))
-        shown = (
-            f"={next(filter(None, value.groups()), '')}"
-            if value
-            else "=null"
-            if re.search("ptional|None", str(error))
-            else ""
-        )
-        return f"{given or name + shown} must be {option.kind}"
+        missing = "=null" if re.search("ptional|None", str(error)) else ""
+        shown = f"={next(filter(None, value.groups()), '')}" if value else missing
+        form = next((form for kind, form in FORMS.items() if option.kind.startswith(kind)), "")
+        return f"{given or name + shown} must be {option.kind}{form and f', as {name + form!r}'}"
     if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
         return f"{given or name} has a value of the wrong type; expected: {parent.meaning}"
     return f"{given or name}: {first_line(error)}".removeprefix(": ")

@@ -68,6 +68,9 @@ MISTAKES = {
     "mitigate experiment=demo halves=1000000": "halves=1000000 must be at least 1 and at most 1000",
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",
     "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); choose one of ",
+    "prepare data=scenes data.sizes={A:": "data.sizes={A:: Hydra cannot read this value; quote the whole option, or complete",
+    "prepare data=scenes data.sizes=A:0.4": "data.sizes=A:0.4 must be a mapping, as 'data.sizes={…}'",
+    "mitigate experiment=demo seeds=3": "seeds=3 must be a list, as 'seeds=[…]'",
     "prepare data.reader.path=PAIRS.csv data.dir=x": (
         "data.reader.path is not an option of the chosen data; choose one that has it with data=NAME"
     ),

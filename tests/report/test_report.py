@@ -28,6 +28,7 @@ from dejavu_lit.report.narrative import (
     exposure_summary,
     next_steps,
     study_sentence,
+    study_steps,
 )
 from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
@@ -131,6 +132,21 @@ def test_the_page_says_what_follows_from_the_verdict(sound: dict[str, Any], chan
     (of_study,) = next_steps(sound | change, of_study=True)
     assert words in of_study
     assert "mitigations" not in of_study
+
+
+def test_the_page_of_a_study_says_what_follows_from_its_verdicts() -> None:
+    def steps(found: list[bool | None], seeds: int = 3, **row: Any) -> list[str]:
+        pooled = [{"found": {"found": each}, "seeds": list(range(seeds))} for each in found]
+        return study_steps({"pooled": pooled, "settings": [{"name": "none", **row}]})
+
+    treat, absent = steps([False, True, None])
+    assert treat.startswith(
+        "Treat a model for which memorization was found as you treat its training images: for some pairs"
+    )
+    assert absent.startswith("Not shown is not absent")
+    assert steps([None]) == []
+    (noise,) = steps([True], seeds=1, beats_blind=False)  # its models know too little for a verdict
+    assert "three seed pairs" in noise
 
 
 def test_a_caution_comes_first_and_the_verdict_is_not_settled(sound: dict[str, Any]) -> None:
@@ -476,6 +492,7 @@ def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Pat
     found = read_json(small_study / "study.json")
     assert f"Recommended: {found['recommended']}" in text
     assert f"{found['recommended']} removes " in text
+    assert "What to do next" in text
     assert found["pooled"][1]["difference"]["words"][1:] in text  # the difference, or "not distinguishable"
     pages = [path / "index.html" for path in (out / "settings").iterdir()]
     assert len(pages) == len(found["settings"]) == 2
@@ -520,6 +537,7 @@ def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: P
 def test_a_study_says_at_its_head_what_ppg_is(small_study: Path) -> None:
     head = study_page(read_json(small_study / "study.json"), [], [], {}, "source").partition("<h2>")[0]
     assert "PPG: share of pairs for which the target is the more precise" in head
+    assert "with a target model, which was trained on these pairs" in head
 
 
 def test_the_rows_of_a_study_are_not_on_its_page_as_json(small_study: Path) -> None:

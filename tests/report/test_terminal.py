@@ -121,7 +121,7 @@ ONE_DIRECTION = {"symmetric": None, "corrected": {"ppg": {}}, "population": {"pp
         (ONE_DIRECTION, 'dejavu evaluate … out=out fail_if="corrected.ppg.ci95[0]>0.05"    # a gate for releases'),
         (
             {"pooled": [{"seeds": [0]}]},
-            "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training",
+            "dejavu mitigate … 'seeds=[0,1,2]'    # intervals that include the noise of training",
         ),
         (
             {"pooled": [{"seeds": [0, 1], "halves": [0, 1]}, {"seeds": [0, 1, 2]}]},
@@ -139,6 +139,11 @@ def test_commands_end_with_next_steps_that_fit_the_results(
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
         assert "redact=true" in steps[1]
         assert steps[-1].strip() == last
+
+
+def test_the_runs_of_a_sweep_are_trained_with_further_seeds_by_a_multirun(capsys: pytest.CaptureFixture[str]) -> None:
+    show_next_steps(Path("out"), None, {"pooled": [{"seeds": [0]}]}, of_sweep=True)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("  dejavu train -m … seed=0,1,2    # ")
 
 
 def test_of_many_groups_the_first_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:

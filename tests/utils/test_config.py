@@ -55,7 +55,7 @@ class Sample:
         ({"number": 1.5}, "sample.number=1.5 must be a whole number"),
         ({"number": None}, "sample.number=null must be a whole number"),
         ({"number": 1, "share": "half"}, "sample.share=half must be a number or null"),
-        ({"number": 1, "names": "a"}, "sample.names must be a list"),
+        ({"number": 1, "names": "a"}, "sample.names must be a list, as 'sample.names=[…]'"),
         ({"number": 1, "names": "${a}"}, "sample.names=${a} must be a list or a mapping"),
         ({"number": 1, "part": "${oc.env:HOME}"}, "sample.part=${oc.env:HOME} must be a list or a mapping"),
         ({"number": 1, "table": {"a": "b"}}, "sample.table.a has a value of the wrong type; expected: A table."),

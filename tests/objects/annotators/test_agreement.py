@@ -164,4 +164,7 @@ def test_the_commands(data: Path, tmp_path: Path) -> None:
     wrong = call("annotate", "compare=[one]", f"data.dir={data}", f"out={tmp_path / 'c'}")
     assert "must name two artifacts" in wrong.stderr
     wrong = call("annotate", "annotator=agree", "annotator.artifacts=one", f"data.dir={data}")
-    assert (wrong.returncode, wrong.stderr) == (1, "error: annotator.artifacts must be a list\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "error: annotator.artifacts must be a list, as 'annotator.artifacts=[…]'\n",
+    )
