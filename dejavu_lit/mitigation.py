@@ -57,7 +57,7 @@ class Mitigation:
     lock_text: bool = False
     """Keep the text tower of model.init as it is."""
     unlocked_groups: int = 0
-    """Last groups of layers of a locked tower that are trained all the same; open_clip defines the groups."""
+    """Last groups of layers of a locked tower that are still trained; open_clip defines the groups."""
     lora_rank: int | None = None
     """Train only adapters of this rank on the attention and MLP matrices of model.init; 0 or null: all weights."""
     text_noise: float = 0.0

@@ -49,11 +49,8 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
     if "device" in node and "annotator.device" not in typed and trainer.accelerator != "cpu":
         node = {**node, "device": device(trainer, None)}
-    if isinstance(node.get("artifacts"), list):  # anything else is refused below
-        node = {
-            **node,
-            "artifacts": [str(data.objects_folder(name, "annotator.artifacts")) for name in node["artifacts"]],
-        }
+    if isinstance(names := node.get("artifacts"), list):  # anything else is refused below
+        node = {**node, "artifacts": [str(data.objects_folder(name, "annotator.artifacts")) for name in names]}
     if settings.name and (is_hidden(settings.name) or "/" in settings.name):
         raise UserError(
             f"name={settings.name} must be the name of a folder in {data.folder / 'objects'}, without slashes"

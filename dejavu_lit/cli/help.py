@@ -29,7 +29,7 @@ WIDTH, INDENT = min(120, get_terminal_size((120, 24)).columns), 14  # columns
 GROUPS_HEAD = (
     "Groups: GROUP=NAME chooses a file of conf/GROUP, GROUP.OPTION=VALUE changes an option of it; * is the default."
 )
-OPTIONS_HEAD = "Options of this command, as they stand by default (???: it must be given):"
+OPTIONS_HEAD = "Options of this command with their defaults (???: required):"
 FOOT = (
     "--cfg job shows every option with the value that it has, --cfg job --package GROUP those of a group; "
     "-m with values separated by commas runs all combinations; --hydra-help says what else Hydra offers."

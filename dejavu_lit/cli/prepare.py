@@ -51,7 +51,7 @@ def _prepare(settings: Prepare, out: Path) -> None:
     print_next(
         f"dejavu dedup {data}    # duplicates that are left within and across the sets",
         f"dejavu annotate {data} annotator=…    # the objects, if the source had none",
-        f"dejavu train {data} side=target out=TARGET",
+        *([f"dejavu train {data} side=target out=TARGET"] if (folder / "A").is_dir() else []),  # else a public set
     )
 
 

@@ -103,9 +103,7 @@ def measured_data(evaluation: PairEvaluation) -> DataSpec:
     target = evaluation.target
     data = AuditedModel(str(target), Path()).data
     if data is None:
-        raise UserError(
-            f"target={target} is not a run of dejavu train; give one, or with another model data=prepared data.dir=…"
-        )
+        raise UserError(f"target={target} is not a run of dejavu train; give one, or also data=prepared data.dir=…")
     if data.dir is not None and is_remote(data.dir) and evaluation.data.dir is None:
         raise UserError(
             f"target={target} was trained on data.dir={data.dir}; an address is not opened because a run names "

@@ -11,7 +11,7 @@ from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS, DISPLAY_ORDER, FIGURE
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import membership_sentence, memorization_sentences
-from dejavu_lit.study.ranking import headline_ranking, pooled_setting, share_removed
+from dejavu_lit.study.ranking import headline_ranking, lacks_seeds, pooled_setting, share_removed
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
@@ -156,11 +156,6 @@ def study_steps(study: Mapping[str, Any]) -> list[str]:
     verdicts = {True: f"Treat a model for which memorization was found {AS_TRAINING_IMAGES}", False: NOT_ABSENT}
     steps = [sentence for state, sentence in verdicts.items() if state in found]
     return [*steps, SEED_NOISE] if lacks_seeds(study) else steps
-
-
-def lacks_seeds(study: Mapping[str, Any]) -> bool:
-    """Whether no setting of a study has intervals that include the noise of training: those of three seeds, or of halves."""
-    return all(len(pooled["seeds"]) < 3 and not any(pooled.get("halves", [])) for pooled in study.get("pooled", []))
 
 
 def ppg_sentence(block: str = "symmetric") -> str:

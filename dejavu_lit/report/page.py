@@ -89,7 +89,7 @@ def evaluation_page(
 
 
 def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
-    """PPG of the main block and of the null control on one axis, in the coordinates of the macro ``interval_bars``."""
+    """PPG of the main block and of the null control on one axis, in the coordinates of their drawing."""
     shown = {main_name: f"{main_name} PPG", "null": "null control, on pairs that neither model saw"}
     ppgs = {block: metrics[block]["ppg"] for block in shown if metrics[block]}
     ends = [end for ppg in ppgs.values() for end in (*ppg["ci95"], ppg["value"])]

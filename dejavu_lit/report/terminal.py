@@ -17,16 +17,9 @@ from dejavu_lit.measure.controls import differences_sentence, few_records_senten
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, headline, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
-from dejavu_lit.report.narrative import (
-    bracketed,
-    lacks_seeds,
-    measured_blocks,
-    pooled_sentence,
-    study_caution,
-    study_sentence,
-)
+from dejavu_lit.report.narrative import bracketed, measured_blocks, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
-from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
+from dejavu_lit.study.ranking import difference_to_default, lacks_seeds, share_removed, utility
 from dejavu_lit.utils.printable import argument, print_next, printable
 from dejavu_lit.utils.run_directory import RunDirectory
 

@@ -196,6 +196,11 @@ def headline_ranking(study: Mapping[str, Any]) -> Row | None:
     return max(first, key=lambda entry: entry["train_size"], default=None)
 
 
+def lacks_seeds(study: Mapping[str, Any]) -> bool:
+    """Whether no setting of a study has intervals that include the noise of training: those of three seeds, or of halves."""
+    return all(len(pooled["seeds"]) < 3 and not any(pooled.get("halves", [])) for pooled in study.get("pooled", []))
+
+
 def pooled_setting(pooled: Iterable[Row], name: str, size: int) -> Row | None:
     """The entry of study.json's ``pooled`` for a setting and size."""
     return next((entry for entry in pooled if (entry["name"], entry["train_size"]) == (name, size)), None)

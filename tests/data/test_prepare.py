@@ -730,3 +730,13 @@ def test_the_workers_share_what_the_annotator_has_read(folder: Path, tmp_path: P
     monkeypatch.setattr(preparing, "scan", lambda *_: touched.append("scan") or scan(*_))
     prepare(Annotated(folder), tmp_path / "out", {"A": 5}, workers=1)
     assert touched[:2] == ["annotator", "scan"]
+
+
+def test_a_set_of_public_images_is_not_to_be_trained_on(tmp_path: Path) -> None:
+    for number in range(3):
+        add(tmp_path / "images", str(number), encoded(sample_image(number)))
+    options = ["data=folder", f"data.reader.path={tmp_path / 'images'}", "workers=1"]
+    for name, sizes in (("public", "{A: 0, B: 0, H: 0, V: 0, P: 1.0}"), ("all", "{A: 1, B: 0, H: 0, V: 0, P: 1}")):
+        done = call("prepare", *options, f"data.dir={tmp_path / name}", f"data.sizes={sizes}")
+        assert done.returncode == 0, done.stderr
+        assert ("side=target" in done.stdout) == (name == "all")

@@ -54,7 +54,7 @@ class TableLookup(Lookup):
         files = table_files(self.path, "annotator.path")
         for option, paths in (("path", files), ("names", as_list(self.names))):
             if missing := [path for path in paths if not path.is_file()]:
-                raise UserError(f"there is no file {missing[0]}; check annotator.{option}=")
+                raise UserError(f"{missing[0]} does not exist; check annotator.{option}=")
         options = (("separator", self.separator, SEPARATOR), ("field", self.field, None))
         config = {"columns": self._columns, **{name: value for name, value, usual in options if value != usual}}
         vocabulary = None if self.names is None else fingerprint(self._name_of)

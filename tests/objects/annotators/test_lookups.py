@@ -259,10 +259,10 @@ def test_scores_outside_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
 
 
 def test_missing_files_and_files_that_are_not_tables(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*no\.csv; check annotator\.path="):
+    with pytest.raises(UserError, match=r"no\.csv does not exist; check annotator\.path="):
         _ = TableLookup(tmp_path / "no.csv").annotator
     (tmp_path / "t.csv").write_text("key,labels\na,x\n")
-    with pytest.raises(UserError, match=r"there is no file .*none\.csv; check annotator\.names="):
+    with pytest.raises(UserError, match=r"none\.csv does not exist; check annotator\.names="):
         _ = TableLookup(tmp_path / "t.csv", names=tmp_path / "none.csv").annotator
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(UserError, match=r"give .parquet, .arrow, .csv, .tsv, .jsonl or .json"):
