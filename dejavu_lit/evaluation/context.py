@@ -3,7 +3,6 @@
 context.schema.json describes its entries.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
