@@ -73,7 +73,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     _check_folder_names((name, size) for name, _, _, size in settings)
     checked: set[str] = set()
     directories = [RunDirectory(file.parent) for file in (out / "runs").glob("*/config.yaml")]
-    started = {directory.section("model", ModelSpec).init for directory in directories if directory.started}
+    started = {directory.read(ModelSpec, "model").init for directory in directories if directory.started}
     rows: list[PlannedRow] = []
     for name, series, overrides, size in settings:
         with _prefixed(f"settings.{name}"):

@@ -76,7 +76,7 @@ class AuditedModel:
         """
         if not self.run:
             return None
-        data, measured = RunDirectory(self.run).section("data", DataSpec), self.measured
+        data, measured = RunDirectory(self.run).read(DataSpec, "data"), self.measured
         keys = data.exclude_fingerprint
         if keys is not None and measured is not None and measured.exclude_fingerprint == keys:
             return replace(data, exclude=measured.exclude)

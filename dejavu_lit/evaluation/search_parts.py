@@ -52,11 +52,7 @@ class Search:
                 neighbors, recall = search(queries, self.public.parts, self.k, self.index, self.public.ids)
                 with atomic(self._path(block)) as part, open(part, "wb") as file:
                     np.savez(
-                        file,
-                        rows=neighbors.rows,
-                        distances=neighbors.distances,
-                        recall=np.array(recall),
-                        identity=np.array(self.identity),
+                        file, rows=neighbors.rows, distances=neighbors.distances, recall=recall, identity=self.identity
                     )
 
     def result(self) -> tuple[Neighbors, float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dejavu_lit.measure.settings import MainSettings, MembershipSettings, Settings, Statistics
-from dejavu_lit.utils.config import to_plain
+from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import check_choice
 
 
@@ -87,8 +87,7 @@ class EvaluationSettings(MainSettings):
     def measurement(self) -> Settings:
         """The settings of the statistics; raises UserError for values out of range."""
         ks = tuple(self.ks) if self.k in self.ks else tuple(sorted((*self.ks, self.k)))
-        statistics = {f.name: getattr(self.statistics, f.name) for f in fields(Statistics)}
-        return Settings(k=self.k, ks=ks, threshold=self.threshold, top_m=self.top_m, **statistics)
+        return take(Settings, self, ks=ks, **vars(self.statistics))
 
 
 def saved_settings(settings: EvaluationSettings) -> dict[str, Any]:

@@ -26,13 +26,14 @@ LISTED_LABELS = 20  # of the blind baseline's objects, enough to recognize them
 def blocks(
     population: Outcomes, null: Outcomes | None, swapped: Outcomes | None, resampling: Resampling
 ) -> dict[str, Estimate | None]:
-    """The five blocks of one evaluation, from the outcomes on A, H and B; a block that needs a missing set is None.
+    """The five blocks of one evaluation, from the outcomes on A, H and B.
 
-    On B, the target is the model trained on B. Raises UserError if no record of a set has objects.
+    A block that needs a missing set, or one without records that have objects, is None. On B, the target is the model trained on
+    B. Raises UserError if no record of A has objects.
     """
     a = estimate(population, resampling, stream=0)
-    h = estimate(null, resampling, stream=1) if null is not None else None
-    b = estimate(swapped, resampling, stream=2) if swapped is not None else None
+    h = estimate(null, resampling, stream=1) if null else None
+    b = estimate(swapped, resampling, stream=2) if swapped else None
     return {
         "population": a,
         "null": h,

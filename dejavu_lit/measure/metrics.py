@@ -116,8 +116,7 @@ def _reasons(results: Mapping[str, Outcomes]) -> dict[str, str]:
 
 def _blocks(scores: Mapping[str, ScorePair], k: int, settings: Settings) -> dict[str, Any]:
     results = {name: outcomes(*pair, k) for name, pair in scores.items()}
-    null, swapped = (results.get(name) or None for name in ("null", "swapped"))  # None without records, too
-    estimates = blocks(results["population"], null, swapped, settings)
+    estimates = blocks(results["population"], results.get("null"), results.get("swapped"), settings)
     return {name: estimate.block() if (estimate := estimates[name]) else None for name in BLOCKS}
 
 

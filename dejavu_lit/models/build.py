@@ -64,10 +64,9 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
         released = open_clip.get_pretrained_cfg(name.architecture, name.weights)
         return {key: released[key] for key in (*PREPROCESS, "quick_gelu") if key in released}
     config = read_json_object(file)
-    preprocess = config.get("preprocess_cfg") or {}
-    return {key: preprocess[key] for key in PREPROCESS if preprocess.get(key) is not None} | {
-        "quick_gelu": bool((config.get("model_cfg") or {}).get("quick_gelu", False))
-    }
+    preprocess = {key: value for key, value in (config.get("preprocess_cfg") or {}).items() if key in PREPROCESS}
+    quick_gelu = bool((config.get("model_cfg") or {}).get("quick_gelu", False))
+    return {key: value for key, value in preprocess.items() if value is not None} | {"quick_gelu": quick_gelu}
 
 
 def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Module:

@@ -199,5 +199,5 @@ def _keeps_checkpoint(run: Path, epoch: int) -> bool:
         return True
     if directory.finished:
         return False
-    trainer = directory.section("trainer", TrainerSettings)
+    trainer = directory.read(TrainerSettings, "trainer")
     return epoch in trainer.checkpoint_at or epoch % trainer.checkpoint_epochs == 0

@@ -154,7 +154,7 @@ class SlurmLauncher:
             import submitit
         except ImportError:
             raise UserError("launcher=slurm needs submitit; pip install 'dejavu-lit[slurm]'") from None
-        trainers = {path: RunDirectory(path).section("trainer", TrainerSettings) for path in runs}
+        trainers = {path: RunDirectory(path).read(TrainerSettings, "trainer") for path in runs}
         arrays: dict[str, list[Path]] = {}  # {submitit's parameters: the runs that share them}
         for path in runs:
             arrays.setdefault(repr(self.settings.parameters(trainers[path])), []).append(path)

@@ -70,10 +70,6 @@ def train(run: TrainingRun, out: Path) -> Path:
         return out
     if rank() == 0:
         run.data.warn_of_unknown_keys()
-    if (stop_epoch := run.mitigation.stop_epoch or 0) > run.recipe.epochs:
-        log.warning(
-            "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
-        )
     if (last_kept := max(run.trainer.checkpoint_at, default=0)) > run.epochs:
         log.warning("trainer.checkpoint_at=%d has no effect: training ends after epoch %d", last_kept, run.epochs)
     gaps = gap_callback(run, out)

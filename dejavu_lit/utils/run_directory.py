@@ -97,17 +97,17 @@ class RunDirectory:
             )
         return config
 
-    def read(self, settings: type[T]) -> T:
-        """All saved settings as a dataclass; raises UserError for unknown names, wrong types and missing values."""
-        return self.section("", settings)
+    def read(self, settings: type[T], section: str = "") -> T:
+        """The saved settings, all or those of a section, as a dataclass.
 
-    def section(self, name: str, settings: type[T]) -> T:
+        Raises UserError for unknown names, wrong types and missing values.
+        """
         config = self.config()
-        values = config.get(name) if name else config
+        values = config.get(section) if section else config
         if not isinstance(values, Mapping):
-            raise UserError(f"{self.config_file}: {name} is missing; restore it, or start over in another directory")
+            raise UserError(f"{self.config_file}: {section} is missing; restore it, or start over in another directory")
         try:
-            return read(settings, values, name)
+            return read(settings, values, section)
         except (UserError, RecursionError) as error:  # it may refer to itself
             raise UserError(f"{self.config_file} does not fit this version: {error}") from None
 

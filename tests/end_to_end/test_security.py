@@ -33,7 +33,7 @@ def test_settings_of_a_given_run_stay_text(monkeypatch, tmp_path):
     run = RunDirectory(tmp_path)
     for text in ("${oc.env:SOME_TOKEN}", "${oc.create:{_target_: os.getcwd}}"):
         run.save({"wandb": {"project": text}})
-        assert run.section("wandb", Wandb).project == text
+        assert run.read(Wandb, "wandb").project == text
 
 
 def test_a_given_run_cannot_call_what_it_likes(runs, tmp_path):

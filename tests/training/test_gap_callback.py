@@ -495,20 +495,20 @@ def test_a_public_image_without_a_row_is_refused_before_training(scenes, runs, t
     objects = shutil.copytree(scenes / "objects/scenes", tmp_path / "objects")
     (part,) = (objects / "P").glob("*.parquet")
     pq.write_table(pq.read_table(part)[:-1], part)
-    data = replace(RunDirectory(runs["target"]).section("data", DataSpec), objects=str(objects))
+    data = replace(RunDirectory(runs["target"]).read(DataSpec, "data"), objects=str(objects))
     with pytest.raises(UserError, match="no row for 1 of 64 images"):
         GapMeter(data, "target", GapSettings(sample=50, k=5), AuditedModel(str(runs["reference"]), tmp_path))
 
 
 def test_a_reference_without_embeddings_of_the_pairs_is_refused(scenes, runs):
-    data, empty = RunDirectory(runs["target"]).section("data", DataSpec), SimpleNamespace(rows={})
+    data, empty = RunDirectory(runs["target"]).read(DataSpec, "data"), SimpleNamespace(rows={})
     reference = SimpleNamespace(name="embeddings:x", embeddings_folder=Path("x"), embeddings=lambda *_: empty)
     with pytest.raises(UserError, match=r"embeddings:x has no embedding of a pair of .*A; choose another reference"):
         GapMeter(data, "target", GapSettings(sample=50, k=5), reference)
 
 
 def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_path):
-    data = RunDirectory(runs["target"]).section("data", DataSpec)
+    data = RunDirectory(runs["target"]).read(DataSpec, "data")
     half, gaps = replace(data, half=1), GapSettings(sample=1000, public=None, k=5)
     meter = GapMeter(half, "target", gaps, AuditedModel(str(runs["reference"]), tmp_path))
     assert sorted(meter.samples["population"].keys) == sorted(half.shard_set("A").keys())

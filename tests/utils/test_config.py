@@ -129,7 +129,7 @@ def test_a_run_directory_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.save(Sample(3))
     assert to_plain(run.read(Sample)) == to_plain(Sample(3))
-    assert run.section("part", Part) == Part()
+    assert run.read(Part, "part") == Part()
     saved = yaml.safe_load(run.config_file.read_text())
     assert saved["schema"] == CONFIG_SCHEMA
     for change, words in (
