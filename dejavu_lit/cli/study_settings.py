@@ -20,6 +20,7 @@ from dejavu_lit.training.resume import check_data, check_device, check_models
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError, check_choice, check_range
+from dejavu_lit.utils.progress import progress
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 from dejavu_lit.utils.wandb import with_tags
 
@@ -72,10 +73,11 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     settings = list(_settings(study))
     _check_folder_names((name, size) for name, _, _, size in settings)
     checked: set[str] = set()
-    directories = [RunDirectory(file.parent) for file in (out / "runs").glob("*/config.yaml")]
+    files = list((out / "runs").glob("*/config.yaml"))
+    directories = (RunDirectory(file.parent) for file in progress(files, "looking at earlier runs", unit="run"))
     started = {directory.read(ModelSpec, "model").init for directory in directories if directory.started}
     rows: list[PlannedRow] = []
-    for name, series, overrides, size in settings:
+    for name, series, overrides, size in progress(settings, "checking settings", unit="setting"):
         with _prefixed(f"settings.{name}"):
             setting = compose_settings("mitigate", *study.typed, *overrides)
             if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):

@@ -19,6 +19,7 @@ from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json
+from dejavu_lit.utils.progress import progress
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory, first_difference, identifying_settings, identity
 
 # These may stop training early, so the end of such a run is not a longer run's checkpoint of that epoch.
@@ -137,7 +138,7 @@ class _Runs:
         self.folder = folder
         self.needed: dict[Path, TrainingRun] = {}
         self.existing: dict[str, dict[int, Path]] = {}  # {base identity: {epochs: directory}}
-        for path in sorted(folder.glob("*/config.yaml")):
+        for path in progress(sorted(folder.glob("*/config.yaml")), "reading earlier runs", unit="run"):
             saved = RunDirectory(path.parent).read(TrainingRun)
             self.existing.setdefault(_base_identity(saved), {}).setdefault(saved.epochs, path.parent)
         self.longest: dict[str, TrainingRun] = {}  # {base identity: the longest planned run}
