@@ -66,7 +66,7 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     if done.complete:
         print(coverage(folder, list(sets), max(settings.threshold, source.annotator.threshold)))
         print_next(
-            f"dejavu annotate … {argument('show', folder.name)} out=OUT    # the boxes on images of every set",
+            f"dejavu annotate … {argument('show', folder.name)} out=OUT    # the objects on images of every set",
             f"dejavu evaluate target=TARGET reference=REFERENCE {argument('objects', folder.name)}",
         )
 
@@ -79,7 +79,7 @@ def _show(data: DataSpec, sets: dict[str, ShardSet], name: str, settings: Annota
     page = contact_sheet(sets, artifact, settings.threshold, settings.pictures)
     with atomic(path) as part:
         page.save(part, "PNG")
-    print(f"{path}: boxes of {artifact}")
+    print(f"{path}: objects of {artifact}")
 
 
 def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], threshold: float, out: Path) -> None:

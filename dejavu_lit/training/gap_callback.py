@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.measure.figures import decimal
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.clip_module import ClipModule
@@ -98,10 +99,8 @@ class GapCallback(Callback):
 
     def _report_and_stop(self, trainer: pl.Trainer, row: Mapping[str, Any]) -> None:
         if trainer.is_global_zero:
-            log.info(
-                "epoch %d: PPG %.3f [%.3f, %.3f], corrected %.3f, against %s",
-                *(row[name] for name in ("epoch", "ppg", "ppg_low", "ppg_high", "corrected_ppg", "against")),
-            )
+            figures = (decimal(row[name]) for name in ("ppg", "ppg_low", "ppg_high", "corrected_ppg"))
+            log.info("epoch %d: PPG %s [%s, %s], corrected %s, against %s", row["epoch"], *figures, row["against"])
         budget = self.run.mitigation.gap_budget
         if budget is None or row["ppg_low"] <= budget:
             return

@@ -169,7 +169,7 @@ def options(settings: Any, prefix: str = "") -> tuple[Option, ...]:
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        text = REQUIRED if default is MISSING else "" if is_dataclass(default) else _as_typed(default)
+        text = REQUIRED if default is MISSING else "" if is_dataclass(default) else as_typed(default)
         result.append(Option(name, text, _kind(hint), sentences.get(field.name, ""), inner is not None))
         if isinstance(inner, type):
             result += options(inner, f"{name}.")
@@ -181,7 +181,8 @@ def _shown(settings: type) -> list[Any]:
     return [field for field in fields(settings) if not field.metadata.get("omegaconf_ignore")]
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """A value as an option has it on the command line: null, true, [a, b]."""
     text: str = yaml.safe_dump(to_plain(value), default_flow_style=True, width=1000)
     return text.removesuffix("\n").removesuffix("\n...")
 

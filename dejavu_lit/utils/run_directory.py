@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from dejavu_lit.utils.config import read, to_plain
+from dejavu_lit.utils.config import as_typed, read, to_plain
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, locked, parse_json, read_json_object, write_text
@@ -190,7 +190,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
             if change := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
                 return change
         return None
-    return None if old == new else f"{path}: {old} → {new}"
+    return None if old == new else f"{path}: {as_typed(old)} → {as_typed(new)}"
 
 
 def identity(settings: Any) -> str:

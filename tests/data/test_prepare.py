@@ -302,7 +302,7 @@ def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tm
     lists["A"].write_text("\n".join(f"a{number:02d}" for number in range(14)))
     with pytest.raises(UserError, match=r"other settings \(keys\.A: .* → "):
         prepare(reader, tmp_path / "out", sizes, keys=lists)
-    with pytest.raises(UserError, match=r"other settings \(keys: .* → None\)"):
+    with pytest.raises(UserError, match=r"other settings \(keys: .* → null\)"):
         prepare(reader, tmp_path / "out", sizes)
 
 

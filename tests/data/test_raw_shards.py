@@ -256,7 +256,7 @@ def test_a_shard_gives_more_than_its_quota_if_the_others_have_too_few(tmp_path):
 def test_a_folder_of_dejavu_prepare_is_no_folder_of_samples(tars, tmp_path):
     prepare_pairs(ShardReader(tars), tmp_path / "out", SIZES)
     data = DataSpec("raw", str(tmp_path / "out"), shards=str(tars), fractions=FRACTIONS, sizes=SIZES)
-    with pytest.raises(UserError, match=r"out was made with other settings \(fractions: None → "):
+    with pytest.raises(UserError, match=r"out was made with other settings \(fractions: null → "):
         data.raw_shards()
 
 

@@ -71,7 +71,7 @@ def test_an_unfinished_run_whose_config_was_edited_is_refused_by_name(runs, tmp_
         ({"data": {**config["data"], "seed": 3}}, "data.seed: 0 → 3"),
         (
             {"mitigation": {**config["mitigation"], "logit_scale_fixed": 9.0}},
-            "mitigation.logit_scale_fixed: None → 9.0",
+            "mitigation.logit_scale_fixed: null → 9.0",
         ),
     ):
         (run_directory / "config.yaml").write_text(yaml.safe_dump({**config, **changed}))
