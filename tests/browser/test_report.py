@@ -110,9 +110,16 @@ def test_paging_and_urls(chromium: Any, report: Path) -> None:
         assert not visit.errors
 
 
-def test_a_file_that_goes_missing_is_reported(chromium: Any, report: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_is_missing_or_damaged_is_reported(
+    damaged: bool, chromium: Any, report: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(report.parent, tmp_path / "report")
-    (copy / "data" / "cards.js").unlink()
+    file = copy / "data" / "cards.js"
+    content = file.read_bytes()
+    file.unlink()
+    if damaged:
+        file.write_bytes(content[: len(content) // 2])
     with Visit(chromium, copy / "index.html") as visit:
         page = visit.page
         until(page, "document.querySelector('.pairs .status').textContent.includes('cards.js could not be loaded')")

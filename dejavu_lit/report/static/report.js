@@ -3,7 +3,7 @@
 
 const SVG = ["svg", "g", "rect", "title"];
 const loads = new Map(); // file -> promise of its value
-let received; // the value of the data file that just ran
+let received = null; // the value of the data file that just ran
 
 function dejavu(value) {
   received = value;
@@ -13,10 +13,10 @@ function dejavu(value) {
 function load(file) {
   if (!loads.has(file)) {
     loads.set(file, new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = file;
-      script.onload = () => { resolve(received); received = undefined; };
-      script.onerror = () => { loads.delete(file); reject(new Error(`${file} could not be loaded`)); };
+      const fail = () => { loads.delete(file); reject(new Error(`${file} could not be loaded`)); };
+      const script = make("script", { src: file });
+      script.onload = () => { received ? resolve(received) : fail(); received = null; };
+      script.onerror = fail;
       document.head.append(script);
     }));
   }
