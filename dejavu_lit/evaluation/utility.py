@@ -44,14 +44,13 @@ def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
         (recalls, _retrieval, no_images),
         (("linear_probe",), _probe, no_labels),
     ):
-        computed: Values = {}
+        values |= dict.fromkeys(names)
         if reason is None:
             try:
-                computed = compute(model, data)
+                values |= compute(model, data)
             except UserError as error:  # utility must not stop an evaluation
                 log.warning("the utility of %s is incomplete: %s", model.name, error)
                 reason = str(error)
-        values |= {name: computed.get(name) for name in names}
         if reason is not None:
             reasons |= dict.fromkeys(names, reason)
     return values | {"reasons": reasons}

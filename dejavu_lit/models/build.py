@@ -46,7 +46,8 @@ def export_config(spec: ModelSpec, folder: Path) -> None:
     if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
         config["quick_gelu"] = quick_gelu
     write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": PREPROCESS | initial})
-    save_tokenizer(spec.name, spec.config, folder)
+    if tokenizer := (config.get("text_cfg") or {}).get("hf_tokenizer_name"):  # any other needs no files
+        save_tokenizer(str(tokenizer), folder)
 
 
 def _initial_settings(spec: ModelSpec) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The tokenizer of an open_clip model: what its config says of it is data, and code beside it is never imported."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,23 +58,16 @@ def tokenizer_fingerprint(holder: Any) -> str | None:
     return fingerprint(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None
 
 
-def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) -> None:
-    """Write a Hugging Face tokenizer beside a model's config, where open_clip looks for it; any other needs no files.
+def save_tokenizer(source: str, folder: Path) -> None:
+    """Write the Hugging Face tokenizer ``source`` beside a model's config, where open_clip looks for it.
 
-    ``config``: the model config of an architecture that is a custom one. Raises UserError if the tokenizer cannot be loaded.
+    Raises UserError if it cannot be loaded.
     """
-    source = ((config or {}).get("text_cfg") or {}).get("hf_tokenizer_name")
-    if config is None:
-        tokenizer = load_tokenizer(name)
-    elif source:
-        problem = f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded"
-        with explained(problem, "give a folder or a name of the Hugging Face Hub", "objects"):
-            tokenizer = open_clip.tokenizer.HFTokenizer(str(source), trust_remote_code=False)
-            check_words(tokenizer)
-    else:
-        return
-    if hasattr(tokenizer, "save_pretrained"):
-        with TemporaryDirectory(prefix=".", dir=folder) as temporary:  # every rank writes, while another may read
-            tokenizer.save_pretrained(temporary)
-            for file in Path(temporary).iterdir():
-                os.replace(file, folder / file.name)
+    problem = f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded"
+    with explained(problem, "give a folder or a name of the Hugging Face Hub", "objects"):
+        tokenizer = open_clip.tokenizer.HFTokenizer(source, trust_remote_code=False)
+        check_words(tokenizer)
+    with TemporaryDirectory(prefix=".", dir=folder) as temporary:  # every rank writes, while another may read
+        tokenizer.save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            os.replace(file, folder / file.name)

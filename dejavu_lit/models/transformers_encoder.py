@@ -43,11 +43,10 @@ class TransformersEncoder:
         self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
         self.logit_scale: float | None = float(model.logit_scale.exp())
-        normalized = self._processor.do_normalize
-        mean = self._processor.image_mean if normalized else [0.0] * 3
-        std = self._processor.image_std if normalized else [1.0] * 3
-        self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
-        self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
+        moments = [0.0] * 3, [1.0] * 3
+        if self._processor.do_normalize:
+            moments = self._processor.image_mean, self._processor.image_std
+        self._mean, self._std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in moments)
         with explained(f"{what} does not fit its processor", "save it again with its own"):
             self.encode_images(torch.from_numpy(self.preprocess(Image.new("RGB", (80, 64))))[None])
 

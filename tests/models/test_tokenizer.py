@@ -100,12 +100,11 @@ def test_a_tokenizer_is_saved_without_changing_a_file_that_another_rank_reads(tm
     folder.mkdir()
     (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]))
     transformers.BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
-    config = {"text_cfg": {"hf_tokenizer_name": str(source)}}
-    save_tokenizer("own", config, folder)
+    save_tokenizer(str(source), folder)
     saved = sorted(folder.iterdir())
     assert folder / "tokenizer_config.json" in saved
     with open(folder / "tokenizer_config.json") as reader:
-        save_tokenizer("own", config, folder)
+        save_tokenizer(str(source), folder)
         assert os.fstat(reader.fileno()).st_nlink == 0  # it was replaced
     assert sorted(folder.iterdir()) == saved
 
@@ -128,4 +127,4 @@ def test_a_folder_of_a_text_tower_without_its_tokenizer_is_refused(tmp_path):
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has no words"):
-        save_tokenizer("own", {"text_cfg": {"hf_tokenizer_name": str(tmp_path)}}, tmp_path / "model")
+        save_tokenizer(str(tmp_path), tmp_path / "model")
