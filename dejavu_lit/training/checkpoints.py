@@ -19,7 +19,8 @@ from dejavu_lit.utils.errors import explained
 from dejavu_lit.utils.io import atomic
 from dejavu_lit.utils.run_directory import RunDirectory
 
-RESUMED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")  # entries without which Lightning cannot resume
+# Entries without which Lightning cannot resume.
+RESUMED = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
 
 
 class CheckpointSaver(Callback):
@@ -64,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if (member := file.testzip()) is not None:  # torch does not verify the checksums
                     raise ValueError(f"the checksum of {member} does not match")
             checkpoint = super().load_checkpoint(Path(path), *args, **kwargs)
-            if missing := [name for name in RESUMED if name not in checkpoint]:
+            if missing := [name for name, kind in RESUMED.items() if not isinstance(checkpoint.get(name), kind)]:
                 raise ValueError(f"it has no {missing[0]}")
             return checkpoint
 

@@ -78,6 +78,12 @@ def without(*names: str) -> Callable[[bytes], bytes]:
     return damage
 
 
+def with_other_loops(whole: bytes) -> bytes:
+    """Entries of other types, as of another program's checkpoint."""
+    torch.save(torch.load(io.BytesIO(whole), weights_only=True) | {"loops": None}, out := io.BytesIO())
+    return out.getvalue()
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda whole: b"",
     "cut": lambda whole: whole[: len(whole) // 2],
@@ -87,6 +93,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a weight missing": without("state_dict", "model.positional_embedding"),
     "a loop missing": without("loops", "fit_loop"),
     "progress missing": without("loops", "fit_loop", "epoch_progress", "current"),
+    "other loops": with_other_loops,
     "flipped": lambda whole: whole[: len(whole) // 2] + b"\xff" * 64 + whole[len(whole) // 2 + 64 :],
 }
 
