@@ -1,5 +1,6 @@
 """``dejavu annotate``: find objects, compare two object artifacts, or draw boxes."""
 
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -116,10 +117,10 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")
     folders: dict[str, Path] = {}
     for name in selected:
-        folder = data.folder / name if name in available else Path(name)
+        folder = data.folder / name if name in available else Path(os.path.abspath(name))
         if name not in available and not folder.is_dir():
             raise UserError(f"sets names {name}{suggest(name, available)}; {data.folder} has {', '.join(available)}")
-        folders[data.set_name(name)] = folder
+        folders[name if name in available else data.set_name(str(folder))] = folder
     return {name: ShardSet.open(folder) for name, folder in folders.items()}
 
 

@@ -111,7 +111,7 @@ class Annotate:
     compare: list[str] | None = None
     """[NAME, NAME]: report how two artifacts differ instead."""
     show: str | None = None
-    """NAME: draw an artifact's boxes on images of sets instead."""
+    """NAME: draw an artifact's objects on images of sets instead."""
     pictures: int = 24
     """Number of images that show draws."""
     threshold: float = 0.5

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 class Preparation:
     """Prepared data as they are to be: what is read, where it is written, and the options that decide the result.
 
-    Raises UserError for an option out of its range, an unknown set, and a file that cannot be read.
+    Raises UserError for an option out of its range, and for an ``exclude`` that is not a file.
     """
 
     reader: Reader

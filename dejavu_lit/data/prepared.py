@@ -17,7 +17,7 @@ from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shard_index import index_shard
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
 
 log = logging.getLogger(__name__)
@@ -147,10 +147,12 @@ class DataSpec:
         manifest = read_json_object(self.folder / MANIFEST, SCHEMA)
         if self.shards is not None and "raw_shards" not in manifest:
             raise UserError(f"data.dir={self.folder} was not drawn from raw shards; give the folder of their samples")
-        source = ((manifest.get("settings") or {}).get("reader") or {}).get("reader")
-        # The settings of generated data do not fit others: their objects, their prompts, no perceptual hashes.
-        if self.automatic and source and self.reader and source != self.reader["type"]:
-            raise UserError(f"data.dir={self.folder} was prepared with data={source}; give data=prepared")
+        if self.automatic and self.reader:
+            # The settings of generated data do not fit others: their objects, their prompts.
+            with explained(f"{self.folder / MANIFEST} is damaged", "prepare the data again"):
+                source = manifest["settings"].get("reader", {}).get("reader", "stream")
+            if source != self.reader["type"]:
+                raise UserError(f"data.dir={self.folder} was prepared with data={source}; give data=prepared")
 
     def check_dir(self) -> None:
         """Raise UserError if ``dir`` is missing; only generated data has a folder by default."""
@@ -181,14 +183,11 @@ class DataSpec:
             return
         named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
-        unknown = {line: frozenset(possible_keys(line)) for line in self.listed}
+        present = set[str]()
         for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
-            if not unknown:
-                break
             with suppress(UserError):  # a damaged shard is named where it is needed
-                keys = set(index_shard(path).keys)
-                unknown = {line: possible for line, possible in unknown.items() if keys.isdisjoint(possible)}
-        if unknown:
+                present.update(self.excluded.intersection(index_shard(path).keys))
+        if unknown := [line for line in self.listed if present.isdisjoint(possible_keys(line))]:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",
                 *(len(unknown), len(self.listed), self.exclude, min(unknown)),

@@ -142,6 +142,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         return
     unfinished = out / UNFINISHED
     if unfinished.exists():  # an earlier call was interrupted

@@ -91,7 +91,7 @@ class Sample:
     skipped: Sequence[tuple[int, str]] = ()  # (index, reason) of each unreadable pair that it replaces
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PairStream(IterableDataset[Batch]):
     """The batches of one rank, from the epoch and step last given to ``start_at``; each worker yields its own stretch.
 

@@ -55,7 +55,7 @@ def dedup(
     Returns:
         The contents of report.json; exclude.file is null if no list was written.
 
-    Raises UserError if a key is in two sets, the model cannot be loaded or embeds no images,
+    Raises UserError if a key is in two sets or contains a line break, the model cannot be loaded or embeds no images,
     or a set has changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
@@ -179,7 +179,7 @@ def _state(shards: ShardSet) -> str:
 
 
 def _keys(sets: Mapping[str, ShardSet]) -> dict[str, list[str]]:
-    """{set: its keys}; raises UserError for one that occurs twice."""
+    """{set: its keys}; raises UserError for one that occurs twice or contains a line break."""
     keys_by_set = {name: shards.keys() for name, shards in sets.items()}
     keys = list(chain.from_iterable(keys_by_set.values()))
     if len(set(keys)) != len(keys):
@@ -187,6 +187,8 @@ def _keys(sets: Mapping[str, ShardSet]) -> dict[str, list[str]]:
         raise UserError(
             f"the key {repeated!r} occurs twice in the sets {', '.join(sets)}; name sets without common keys in sets="
         )
+    if broken := [key for key in keys if "\n" in key or key.endswith("\r")]:  # its lines would name other pairs
+        raise UserError(f"the key {broken[0]!r} contains a line break and cannot be in a list of keys; rename the pair")
     return keys_by_set
 
 

@@ -187,18 +187,18 @@ class AuditedModel:
         manifest = shards.folder.parent / MANIFEST
         if self.run_json.get("data") not in (None, file_sha256(manifest)):
             return None
+        excluded, epochs = positions_of(shards, self.data.excluded), self.config["recipe"]["epochs"]
+        removed = None
+        if self.config.get("mitigation", {}).get("dedup"):
+            removed = later_duplicates(manifest, shards, self.data.prefix, excluded)
         damage = f"{self.run}/run.json is damaged: plan or batches"
         with explained(damage, "restore it, or train again", errors=(ArithmeticError, KeyError, TypeError, ValueError)):
             saved_plan, batches = self.run_json["plan"], int(self.run_json["batches"])
             seed, world, workers, batch = (int(saved_plan[name]) for name in ("seed", "world", "workers", "batch"))
-            excluded = positions_of(shards, self.data.excluded)
-            removed = None
-            if self.config.get("mitigation", {}).get("dedup"):
-                removed = later_duplicates(manifest, shards, self.data.prefix, excluded)
             plan = epoch_plan(
                 shards.sizes, seed, 0, world, workers, batch, self.data.prefix, self.data.repeat, excluded, removed
             )
-            if batches > plan.steps * (epochs := self.config["recipe"]["epochs"]):  # counting them might take forever
+            if batches > plan.steps * epochs:  # counting them might take forever
                 raise ValueError(f"{batches} batches of {plan.steps} per epoch are more than {epochs} epochs")
             epoch = self.model_name.epoch_number
             return exposures(plan, plan.steps * epoch if epoch else batches)

@@ -1,5 +1,6 @@
 """The tokenizer of an open_clip model: what its config says of it is data, and code beside it is never imported."""
 
+import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +55,10 @@ def tokenizer_fingerprint(holder: Any) -> str | None:
     """A fingerprint of a tokenizer of transformers, or that of a model or processor; None for others, which have no files."""
     tokenizer = getattr(holder, "tokenizer", holder)
     if backend := getattr(tokenizer, "backend_tokenizer", None):
-        return fingerprint(backend.to_str())
+        settings = json.loads(backend.to_str())
+        return fingerprint(
+            {name: settings[name] for name in settings if name not in ("padding", "truncation")}
+        )  # of a call
     return fingerprint(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else None
 
 

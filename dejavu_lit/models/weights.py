@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dejavu_lit.utils.errors import explained
+from dejavu_lit.utils.errors import UserError, has_remedy
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,17 @@ def stored_state(path: Path) -> dict[str, torch.Tensor]:
         path = Path(_find_checkpoint_in_dir(path) or path)
     if path.suffix in (".npz", ".npy"):
         return {}
-    problem = (
-        f"{path} is not a file of weights: it is damaged, has another format, or has code or Python objects beside the tensors, "
-        "as a TorchScript archive has, which are never loaded"
-    )
-    with explained(problem, "check the path, or save its state_dict() with safetensors.torch.save_file"):
+    try:
         content = load_tensors(path)
         return dict(content.get("state_dict", content))
+    except Exception as error:  # torch's message would recommend to run the code
+        if has_remedy(error):
+            raise
+        raise UserError(
+            f"{path} is not a file of weights: it is damaged, has another format, or has code or Python objects beside the "
+            "tensors, as a TorchScript archive has, which are never loaded; check the path, or save its state_dict() with "
+            "safetensors.torch.save_file"
+        ) from None
 
 
 def warn_of_interpolation(name: str, model: torch.nn.Module, stored: Mapping[str, torch.Tensor]) -> None:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from textwrap import wrap
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -90,8 +89,7 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    characters = max(1, int(size * len(boxless) / max(1, font.getlength(boxless))))  # of average width, in a line
-    for line, text in enumerate([_short(objects.key), *wrap(boxless, characters)][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
@@ -114,6 +112,17 @@ def label_color(label: str) -> tuple[int, ...]:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line
 
 
 def sheet(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -16,7 +16,6 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +58,12 @@ def draw_figures(
 
     Returns [] if matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
+    try:
+        from dejavu_lit.report.plots import evaluation_plots
+        from dejavu_lit.report.study_plots import study_plots
+    except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
-    from dejavu_lit.report.plots import evaluation_plots
-    from dejavu_lit.report.study_plots import study_plots
-
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
     digests = {plot.name: _digest(plot) for plot in plots}
     known: dict[str, Any] = {}
@@ -108,10 +107,12 @@ def save(place: tuple[Path, Sequence[str]], plot: "Plot") -> None:
     """Write a plot's files; ``place``: their folder and formats. The same numbers give the same bytes."""
     folder, formats = place
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in formats:
-        _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
-    if "svg" in formats:
-        _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of each character that no installed font has
+        for kind in formats:
+            _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
+        if "svg" in formats:
+            _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
     columns = dict.fromkeys(name for row in plot.rows for name in row)
     write_csv(folder / f"{plot.name}.csv", [{name: row.get(name) for name in columns} for row in plot.rows])
 
@@ -121,8 +122,7 @@ def _write(figure: "Figure", kind: str, path: Path) -> None:
     from dejavu_lit.report.figures import DARK, style
 
     out = io.BytesIO()
-    with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of each character that no installed font has
+    with style():
         figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=METADATA[kind])
     path.write_bytes(out.getvalue())
     if kind == "svg":

@@ -3,8 +3,9 @@
 import io
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,9 +95,7 @@ def write_thumbnails(
             path.write_bytes(small)
         return key, thumbnail
 
-    indexes = shards.indexes() if missing else ()
-    places = ((index, position) for index in indexes for position, key in enumerate(index.keys) if key in missing)
-    made = map_ahead(make, places, min(thread_count(), THREADS))
+    made = map_ahead(make, _places(shards, missing), min(thread_count(), THREADS))
     shown = progress(made, f"thumbnails of {shards.folder.name}", len(missing), "image")
     listed |= dict(entry for entry in shown if entry is not None)
     thumbnails = {key: listed[key] for key in requested & listed.keys()}
@@ -104,6 +103,16 @@ def write_thumbnails(
         log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
+
+
+def _places(shards: ShardSet, keys: Set[str]) -> Iterator[tuple[ShardIndex, int]]:
+    """(index of the shard, position in it) of the first pair of each of ``keys``."""
+    unseen = set(keys)
+    for index in takewhile(lambda _: unseen, shards.indexes()):
+        for position, key in enumerate(index.keys):
+            if key in unseen:
+                unseen.remove(key)
+                yield index, position
 
 
 def _state(shards: ShardSet) -> str:

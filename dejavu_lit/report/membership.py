@@ -87,10 +87,10 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
     """What the one-run audit shows, as a sentence; None if it could not be made."""
     if (audit := board["epsilon"]) is None:
         return None
-    lower = floor(100 * audit["epsilon"]) / 100  # a bound that is rounded up would not hold
+    lower = floor(100 * audit["epsilon"] + 1e-9) / 100  # a bound that is rounded up would not hold
     bound = f"ε is at least {lower:.2f}" if lower else "no ε is refuted"
     return (
-        f"Audit of one run for differential privacy: {bound} ({audit['right']} of {audit['guesses']} guesses right among "
+        f"Audit of one run for differential privacy: {bound} ({audit['right']:,} of {audit['guesses']:,} guesses right among "
         f"{audit['pairs']:,} pairs of A and B in equal numbers; 95 % confidence). It refutes claims of privacy; it proves none."
     )
 

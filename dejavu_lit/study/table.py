@@ -61,9 +61,12 @@ def evaluate_cells(
             continue
         log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
         try:
-            write_json(cell.folder / REQUEST, evaluation_request(cell))
+            request = evaluation_request(cell)
+            if ranks.world == 1 and not (cell.folder / REQUEST).is_file():
+                write_json(cell.folder / REQUEST, request)
             cell = match_stop_epoch(cell)
             metrics = run_evaluation(cell.pair, cell.folder, ranks)
+            write_json(cell.folder / REQUEST, request)  # the statistics may have changed
             rows.append(study_row(out, cell, metrics))
             data = RunDirectory(cell.target).config()["data"]
             sizes.setdefault(fingerprint([cell.train_size, {**data, "half": None}]), []).append(rows[-1])

@@ -1,11 +1,11 @@
 """Checkpoints of a run: written atomically on any file system, verified when read, saved by step and by epoch."""
 
-import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import pytorch_lightning as pl
@@ -66,7 +66,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     raise ValueError(f"the checksum of {member} does not match")
             checkpoint = super().load_checkpoint(Path(path), *args, **kwargs)
             if missing := [name for name, kind in RESUMED.items() if not isinstance(checkpoint.get(name), kind)]:
-                raise ValueError(f"it has no {missing[0]}")
+                raise ValueError(f"it has no usable {missing[0]}")
             return checkpoint
 
 
@@ -77,14 +77,13 @@ def saved_step(path: Path) -> int:
 
 
 @contextmanager
-def restoring(trainer: pl.Trainer, path: Path) -> Iterator[None]:
+def restoring(path: Path) -> Iterator[None]:
     """A ``trainer.fit`` that resumes from ``path``: if its contents do not fit, raises UserError naming the file."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        restored = math.isfinite(trainer.num_training_batches)  # which is known only after that
-        if restored or (isinstance(error, RuntimeError) and "loading state_dict" not in str(error)):
-            raise
+    except Exception as error:
+        if not any("checkpoint_connector" in frame.filename for frame in extract_tb(error.__traceback__)):
+            raise  # not from where Lightning restores what it has read
         with _reading(path):
             raise
 

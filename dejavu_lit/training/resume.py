@@ -31,7 +31,8 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
         check_device(run.trainer)
     # Data of a started run that are missing are elsewhere, as another working directory may be: they are not prepared again.
     run = take(TrainingRun, run, data=pinned(run.data) if directory.started else ready(run.data))
-    check_data(run)
+    if not directory.finished:
+        check_data(run)
     with directory.opened(run):
         from dejavu_lit.training.train import train
 

@@ -194,7 +194,7 @@ def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: P
     # Lightning restores the handlers that it finds here; torch sets its own once per process, so a second training had none.
     _set_SIGCHLD_handler()
     try:
-        with restoring(trainer, last) if resume else nullcontext():
+        with restoring(last) if resume else nullcontext():
             trainer.fit(module, pairs, ckpt_path=str(last) if resume else None, weights_only=True)
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1, without a message

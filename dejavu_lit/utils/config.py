@@ -183,7 +183,7 @@ def _shown(settings: type) -> list[Any]:
 
 def as_typed(value: Any) -> str:
     """A value as an option has it on the command line: null, true, [a, b]."""
-    text: str = yaml.safe_dump(to_plain(value), default_flow_style=True, width=1000)
+    text: str = yaml.safe_dump(to_plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 
 

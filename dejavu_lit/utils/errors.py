@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,6 +17,10 @@ REMEDIES = {
     errno.EPERM: "choose another folder, or fix its permissions",
     errno.EIO: "check the disk, then run the same command again",
     errno.ESTALE: "the network file system lost it; run the same command again",
+    errno.ENOTCONN: "the network file system lost it; run the same command again",
+    errno.ETIMEDOUT: "the network file system lost it; run the same command again",
+    errno.EREMOTEIO: "the network file system lost it; run the same command again",
+    errno.EHOSTDOWN: "the network file system lost it; run the same command again",
     errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command again",
     errno.EAGAIN: "raise the limit of processes (ulimit -u, or the container's), or choose fewer workers",
     errno.ELOOP: "it is a link, which is not followed here; remove it",
@@ -130,7 +135,10 @@ def device_failed(error: BaseException) -> bool:
 def os_error_sentence(error: OSError) -> str:
     """One sentence for an error of the operating system, such as a full disk or a read-only folder."""
     if error.errno is None:
-        return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if found := re.search(r"\[Errno (\d+)\][^']*(?:'(.*)')?$", last):  # of another process, in words alone
+            return os_error_sentence(OSError(int(found[1]), "", found[2]))
+        return last
     remedy = REMEDIES.get(error.errno)
     return f"{error.filename or 'a file'}: {os.strerror(error.errno).lower()}{f'; {remedy}' if remedy else ''}"
 

@@ -75,7 +75,9 @@ class RunDirectory:
         if wrong := [
             name for name in ("epochs", "train_size", "seconds") if not isinstance(record.get(name, 0), int | float)
         ]:
-            raise UserError(f"{self.record_file} is damaged: {wrong[0]}; restore it, or train again")
+            raise UserError(
+                f"{self.record_file} is damaged: its entry {wrong[0]} is not a number; restore it, or train again"
+            )
         return record
 
     def config(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class RunDirectory:
                 f"{self.path} is not a run directory (it has no config.yaml); give the out= of dejavu train"
             )
         remedy = "restore it, or start over in another directory"
-        with explained(f"{self.config_file} is not valid YAML", remedy):
+        with explained(f"{self.config_file} cannot be read as settings", remedy):
             # Through JSON, in which its values are saved elsewhere: it has no dates, NaN or references of a value to itself.
             config = parse_json(json.dumps(yaml.safe_load(self.config_file.read_text(encoding="utf-8"))))
         if not isinstance(config, dict) or not isinstance(config.get("mitigation", {}), dict):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_exact_only_and_resuming(planted: dict[str, ShardSet], tmp_path: Path) -
 def test_a_key_in_two_sets_is_refused(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the key 'a00' occurs twice in the sets A, again"):
         dedup(tmp_path / "out", {"A": planted["A"], "again": planted["A"]}, NONE)
+
+
+@pytest.mark.parametrize("key", ["x\ny", "x\r"])
+def test_a_key_with_a_line_break_is_refused(planted: dict[str, ShardSet], tmp_path: Path, key: str) -> None:
+    """In the list of keys to exclude it would be the keys of other pairs."""
+    (tmp_path / "hostile").mkdir()
+    image = encoded(sample_image(1))
+    with tarfile.open(tmp_path / "hostile" / "0.tar", "w") as tar:
+        member = tarfile.TarInfo(f"{key}.png")
+        member.size = len(image)
+        tar.addfile(member, io.BytesIO(image))
+    with pytest.raises(UserError, match=r"contains a line break and cannot be in a list of keys; rename the pair"):
+        dedup(tmp_path / "out", planted | {"hostile": ShardSet.open(tmp_path / "hostile")}, NONE)
 
 
 def test_excluding_and_counting_by_hand() -> None:

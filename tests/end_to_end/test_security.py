@@ -46,7 +46,7 @@ def test_a_given_run_cannot_call_what_it_likes(runs, tmp_path):
         refused("evaluate", f"target={run}", f"reference={run}", f"out={tmp_path / 'out'}")
         assert not owned.exists()
     (run / "config.yaml").write_text(f"data: !!python/object/apply:os.mkdir ['{owned}']")
-    assert "is not valid YAML" in refused("evaluate", f"target={run}", f"reference={run}")
+    assert "cannot be read as settings" in refused("evaluate", f"target={run}", f"reference={run}")
     assert not owned.exists()
 
 

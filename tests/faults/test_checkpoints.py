@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavu_lit.training.checkpoints import AtomicCheckpointIO
+from dejavu_lit.training.checkpoints import AtomicCheckpointIO, restoring
 from tests.conftest import SMALL, call
 
 
@@ -79,3 +79,8 @@ def test_what_a_run_has_done_before_a_checkpoint_is_in_its_metrics(
         with pytest.raises(Killed):
             train(data, reference, tmp_path / "run")
     assert rows(train(data, reference, tmp_path / "run")) == rows(undisturbed)
+
+
+def test_an_error_from_elsewhere_does_not_mean_that_the_checkpoint_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of a logger"), restoring(tmp_path / "checkpoints" / "last.ckpt"):
+        raise ValueError("of a logger")

@@ -80,6 +80,7 @@ def test_an_evaluation(evaluated, runs, tmp_path):
         {"largest_k": "10"},
         {"weights": {"target": [], "reference": {}}},
         {"public": {}},
+        {"public_left_out": [{}]},
         {"utility": {"target": {"t2i_r1": 1e308}}},
         {"exposure": {"target": {"mean": 2.0}}},
         {"images": {"P": []}},

@@ -275,7 +275,7 @@ def test_a_control_character_in_a_name_leaves_the_figure_valid(metrics: dict[str
     group = metrics["subgroups"]["object"]["groups"][0] | {"group": "dog\x1b]0;\x07 <b>", "records": 7}
     plot = subgroups("meta.x", {"basis": "symmetric", "groups": [group]})
     assert plot is not None
-    save(plot, tmp_path, ("svg",))
+    save((tmp_path, ("svg",)), plot)
     drawn = [ElementTree.parse(path) for path in tmp_path.glob("*.svg")]  # raises for what is not valid
     assert len(drawn) == 4
 
@@ -428,3 +428,10 @@ def test_chinese_labels_are_drawn_with_an_installed_font(chinese_font: None, tmp
         warnings.simplefilter("error")
         plot.figure.text(0.5, 0.5, "冠")
         plot.figure.savefig(tmp_path / "p.svg")  # without a warning
+
+
+def test_a_character_that_no_font_has_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    plot = Plot("p", "t", "w", [{"label": "\ue000"}], lambda: forest(["\ue000"], ["one"], "x")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save((tmp_path, ("svg",)), plot)

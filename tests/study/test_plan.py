@@ -201,6 +201,16 @@ def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):
     assert not complete
 
 
+def test_an_evaluation_that_fails_stays_to_be_done(tmp_path):
+    (cell,) = make_plan(tmp_path, [planned("none")]).cells
+    write_json(cell.folder / "metrics.json", {})
+    write_json(cell.folder / "asked.json", evaluation_request(cell))
+    (cell.folder / "records.parquet").touch()
+    (changed,) = make_plan(tmp_path, [planned("none", EvaluationSettings(k=5))]).cells
+    assert evaluate_cells(tmp_path, [changed], {})[1].keys() == {changed.label}  # its runs were not trained
+    assert not make_plan(tmp_path, [planned("none", EvaluationSettings(k=5))]).evaluations[changed.folder]
+
+
 def test_one_side_may_be_a_finished_run_and_the_other_a_checkpoint(tmp_path):
     finish(tmp_path / "runs" / "early-target", config("target", stop_epoch=5))
     plan = make_plan(tmp_path, [planned("none"), planned("early", stop_epoch=5)])

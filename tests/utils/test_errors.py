@@ -70,6 +70,15 @@ def test_an_error_of_the_system_without_a_message_is_told_by_its_class() -> None
     assert os_error_sentence(OSError("no such host")) == "no such host"
 
 
+def test_an_error_of_a_loader_process_keeps_its_remedy() -> None:
+    """torch raises it again in the main process with the worker's traceback as its words, without a number."""
+    words = "Caught OSError in DataLoader worker process 0.\nTraceback:\n  …\nOSError: [Errno 5] Input/output error: '/d/A/0.tar'"
+    assert os_error_sentence(OSError(words)).startswith("/d/A/0.tar: input/output error; check the disk")
+    assert "the network file system lost it" in os_error_sentence(
+        OSError("[Errno 107] Transport endpoint is not connected")
+    )
+
+
 def test_limits_that_are_told_in_words_get_their_remedy() -> None:
     files = RuntimeError("Too many open files. Communication with the workers is no longer possible.")
     assert (error_sentence(files) or "").startswith("Too many open files; raise the limit of open files (ulimit -n)")

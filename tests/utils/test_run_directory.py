@@ -6,7 +6,7 @@ import pytest
 
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
-from dejavu_lit.utils.run_directory import RunDirectory
+from dejavu_lit.utils.run_directory import RunDirectory, first_difference
 
 
 def test_other_settings_get_a_dashboard_run_of_their_own(tmp_path: Path) -> None:
@@ -112,8 +112,13 @@ def test_the_model_s_config_of_a_faster_rank_is_its_own(tmp_path: Path) -> None:
 def test_settings_that_no_json_holds_are_refused(tmp_path: Path, value: str) -> None:
     """An evaluation of the run writes its settings to JSON."""
     (tmp_path / "config.yaml").write_text(f"schema: 2\nmodel: {value}\n")
-    with pytest.raises(UserError, match=rf"{tmp_path}/config.yaml is not valid YAML .*; restore it"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/config.yaml cannot be read as settings .*; restore it"):
         RunDirectory(tmp_path).config()
+
+
+def test_a_difference_shows_letters_as_they_are() -> None:
+    old, new = {"data": {"dir": "/data/né"}}, {"data": {"dir": "/data/日本" + "x" * 1500}}
+    assert first_difference(old, new) == f"data.dir: /data/né → /data/日本{'x' * 1500}"
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{schema: 2, mitigation: [dedup]}"])
@@ -127,5 +132,7 @@ def test_settings_that_are_not_a_mapping_are_refused(tmp_path: Path, text: str) 
 @pytest.mark.parametrize("value", ["many", None, [2]])
 def test_a_record_whose_counts_are_not_numbers_is_refused(tmp_path: Path, name: str, value: object) -> None:
     write_json(tmp_path / "run.json", {name: value})
-    with pytest.raises(UserError, match=rf"run.json is damaged: {name}; restore it, or train again"):
+    with pytest.raises(
+        UserError, match=rf"run.json is damaged: its entry {name} is not a number; restore it, or train again"
+    ):
         RunDirectory(tmp_path).record()

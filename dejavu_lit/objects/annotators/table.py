@@ -60,7 +60,7 @@ class TableLookup(Lookup):
         vocabulary = None if self.names is None else fingerprint(self._name_of)
         digests = list(map(file_sha256, files))
         weights = digests[0] if len(digests) == 1 else fingerprint(digests)
-        return Annotator("table", "2", weights=weights, config=config, vocabulary=vocabulary)
+        return Annotator("table", "3", weights=weights, config=config, vocabulary=vocabulary)
 
     @property
     def _columns(self) -> list[str | None]:
@@ -102,7 +102,7 @@ class TableLookup(Lookup):
             )
         if any(isinstance(label, dict | list) for label in self._items(cells[0])):
             raise ValueError(f"its {self.labels_column} hold more than names; write a list of names")
-        labels = ["" if label is None else str(label).strip() for label in self._items(cells[0])]
+        labels = list(map(_name, self._items(cells[0])))
         scores = [1.0] * len(labels) if self.scores_column is None else self._items(cells[1])
         boxes = [[0.0] * 4] * len(labels) if self.boxes_column is None else self._boxes(cells[2])
         if not len(labels) == len(scores) == len(boxes):
@@ -162,6 +162,13 @@ class TableLookup(Lookup):
                     "%s: most %s contain %r and none %r, so each is one label; if they are lists, give annotator.separator=%r",
                     *(self.path, self.labels_column, other, self.separator, other),
                 )
+
+
+def _name(label: Any) -> str:
+    """A label as text; a whole number has no fraction, as pandas gives it if another one is missing."""
+    return (
+        "" if label is None else str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
+    )
 
 
 def _parse_box(value: Any) -> list[float]:

@@ -226,6 +226,9 @@ def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None
     (folder / "parts.txt").write_text("a.png,x\n")
     with pytest.raises(UserError, match=r"Expected 3 columns.*give data\.reader\.delimiter="):
         TableReader(folder / "parts.txt", header=["image", "caption", "x"]).keys()
+    for kind in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"has names of columns of its own; remove data\.reader\.header="):
+            TableReader(folder / f"pairs.{kind}", header=["path", "caption"]).keys()
 
 
 def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:

@@ -166,7 +166,7 @@ def test_whole_numbers_and_fractions_of_several_files_are_one_label(tmp_path: Pa
     pq.write_table(pa.table({"key": ["a"], "labels": [3]}), tmp_path / "1.parquet")
     pq.write_table(pa.table({"key": ["b"], "labels": [3.0]}), tmp_path / "2.parquet")
     assert TableLookup(tmp_path / "1.parquet").annotation(pair("a")).labels == ["3"]
-    assert [TableLookup(tmp_path).annotation(pair(key)).labels for key in "ab"] == [["3.0"], ["3.0"]]
+    assert [TableLookup(tmp_path).annotation(pair(key)).labels for key in "ab"] == [["3"], ["3"]]
 
 
 def test_a_damaged_file_of_several_is_named_and_each_is_hashed_once(
