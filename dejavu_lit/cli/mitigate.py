@@ -57,7 +57,7 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
-    from dejavu_lit.measure.recompute import read_metrics
+    from dejavu_lit.report.report import read_evaluations
     from dejavu_lit.study.cells import match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
 
@@ -82,7 +82,7 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
             return
         evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None:
-        gate.enforce({cell.label: read_metrics(cell.folder) for cell in cells})
+        gate.enforce(read_evaluations(out))
 
 
 def evaluate_study(

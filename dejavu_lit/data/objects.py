@@ -25,7 +25,7 @@ from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, name_file_in_errors, visible_files
 
 METADATA = b"dejavu_lit"
-READ_ERRORS = (ValueError, OSError, RecursionError, OverflowError, pa.ArrowException)  # of a damaged file
+READ_ERRORS = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # of a damaged file
 IMAGES = b"dejavu_lit_images"  # the fingerprint of the shard's images
 FAILED = b"dejavu_lit_failed"  # {key: reason} of the images that could not be annotated
 SCHEMA = pa.schema(

@@ -54,7 +54,7 @@ def required_sample(
         raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
     damage = f"metrics={metrics} is damaged: a figure is missing or not a number"
     with explained(damage, "evaluate again", errors=(KeyError, TypeError, ArithmeticError)):
-        measured = variances(read_evaluations(paths), figure)
+        measured = variances(read_measurements(paths), figure)
     noise = (measured["sampling_sd"], measured["training_sd"])
     rows = [
         {
@@ -74,7 +74,7 @@ def required_sample(
     }
 
 
-def read_evaluations(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, Any]]]:
+def read_measurements(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, Any]]]:
     """(setting, contents of metrics.json) of every evaluation in the files; raises UserError if one has no symmetric gap.
 
     A metrics.json is one seed pair; several of them count as seed pairs of one setting. A study.json stands for the

@@ -47,12 +47,14 @@ def explained(
     Args:
         problem, remedy: the sentence; the first line of the error's message goes between them.
         extra: the extra of this package that installs what the block imports, if it imports a package that may be missing.
-        errors: the types to turn. Errors with a remedy of their own, such as a full disk, stay as they are.
+        errors: the types to turn. Errors with a remedy of their own, such as a full disk, stay as they are; too little memory
+            does not if MemoryError is one of the types, because a damaged length may ask for more memory than there is.
     """
     try:
         yield
     except errors as error:
-        if isinstance(error, UserError) or has_remedy(error):
+        is_damage = isinstance(error, MemoryError) and MemoryError in errors
+        if isinstance(error, UserError) or (has_remedy(error) and not is_damage):
             raise
         if isinstance(error, ImportError) and extra is not None:
             missing = isinstance(error, ModuleNotFoundError) and error.name

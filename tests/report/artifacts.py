@@ -99,7 +99,7 @@ def make_evaluation(
     if membership:
         metrics["membership"] = scoreboard(sets, settings)
     metrics["utility"] = {
-        side: {"zeroshot_top1": 0.4 + 0.05 * strength, "t2i_r1": 0.2, "linear_probe": None}
+        side: {"zeroshot_top1": min(1.0, 0.4 + 0.05 * strength), "t2i_r1": 0.2, "linear_probe": None}
         for side in ("target", "reference")
     }
     metrics["exposure"] = {side: {"mean": 2.0, "min": 2, "max": 2} for side in ("target", "reference")}

@@ -187,7 +187,7 @@ def test_pairs_are_ranked_by_counterfactual_memorization(tmp_path: Path) -> None
     order = np.array(keys)[np.argsort(-hits, kind="stable")].tolist()
     assert shown == [key for key in order if key != "a00039"]  # which has no objects
     text = (settings / "none-n40-s0" / "data" / "cards.js").read_text()
-    card = json.loads(text.split("(", 1)[1].split(",", 1)[1].rstrip()[:-1])["cards"][0]
+    card = json.loads(text.removeprefix("dejavu(").removesuffix(")\n"))["cards"][0]
     assert card["memorization"] == {
         "hits": hits.max(), "hits_se": 0.25, "alignment": None, "alignment_se": None, "halves": 4
     }  # fmt: skip

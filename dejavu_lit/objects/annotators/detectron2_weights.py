@@ -33,7 +33,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
     from dejavu_lit.models.weights import load_tensors
 
-    with explained(f"annotator.weights={path} cannot be read as tensors alone", "save the model's state_dict()"):
+    problem = f"annotator.weights={path} cannot be read as tensors alone"
+    with explained(problem, "save the model's state_dict()", errors=(Exception, MemoryError)):
         content = read_arrays(path) if path.suffix == ".pkl" else load_tensors(path)
         return {name: torch.as_tensor(value) for name, value in content.get("model", content).items()}
 

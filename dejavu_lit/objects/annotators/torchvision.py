@@ -117,7 +117,9 @@ class TorchvisionDetector(Detector):
         from dejavu_lit.models.weights import load_tensors
 
         problem = f"annotator.weights={self._file} cannot be read as tensors alone"
-        with explained(problem, "save the model's state_dict() as .safetensors or .pt"):
+        with explained(
+            problem, "save the model's state_dict() as .safetensors or .pt", errors=(Exception, MemoryError)
+        ):
             content = load_tensors(self._file)
             content = content if isinstance(content.get("model"), Mapping) else {"model": content}
             _shapes(content["model"])
