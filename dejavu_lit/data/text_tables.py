@@ -136,12 +136,16 @@ def read_delimited(
     closed, and what pyarrow raises for a file that is not a table.
     """
     check_regular(path)
-    delimiter = (delimiter or find_delimiter(path, text_columns, header)).replace("\\t", "\t")
-    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
-        raise UserError(
-            f"delimiter={delimiter!r} must be one ASCII character between the columns, such as ',' or '\\t'"
-        )
-    problem = quoting_problem(path, delimiter)
+    limit = csv.field_size_limit(BLOCK_BYTES)  # also of the user's own program
+    try:
+        delimiter = (delimiter or find_delimiter(path, text_columns, header)).replace("\\t", "\t")
+        if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
+            raise UserError(
+                f"delimiter={delimiter!r} must be one ASCII character between the columns, such as ',' or '\\t'"
+            )
+        problem = quoting_problem(path, delimiter)
+    finally:
+        csv.field_size_limit(limit)
     options = pyarrow.csv.ParseOptions(
         delimiter=delimiter, newlines_in_values=problem is None, quote_char=False if problem else '"'
     )
@@ -203,7 +207,7 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
     with open(path, "rb") as file:
         if not any(b'"' in block for block in iter(partial(file.read, BLOCK_BYTES), b"")):
             return None
-    previous, start = csv.field_size_limit(BLOCK_BYTES), 1
+    start = 1
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
@@ -211,8 +215,6 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
                 start = rows.line_num + 1
     except csv.Error as error:
         return f"the row that begins in line {start}: {first_line(error)}"
-    finally:
-        csv.field_size_limit(previous)
     return None
 
 

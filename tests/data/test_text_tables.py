@@ -42,6 +42,14 @@ def test_the_delimiter_of_a_file_without_a_header_line(tmp_path: Path) -> None:
         assert find_delimiter(tmp_path / "t.txt", names, names) == delimiter
 
 
+def test_values_longer_than_csv_usually_reads(tmp_path: Path) -> None:
+    path, names = tmp_path / "t.csv", ["image", "caption"]
+    path.write_text(f"1.jpg,{'x' * 200_000}\n")
+    assert read_delimited(path, names, header=names)["caption"].to_pylist() == ["x" * 200_000]
+    path.write_text(f"image,caption,{'x' * 200_000}\n1.jpg,a,b\n")
+    assert read_delimited(path, names)["caption"].to_pylist() == ["a"]
+
+
 def test_the_delimiter_without_a_header_line_fits_all_first_lines(tmp_path: Path) -> None:
     names = ["image", "caption"]
     path = tmp_path / "t.txt"

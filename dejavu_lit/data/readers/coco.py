@@ -109,7 +109,7 @@ class CocoReader:
                     raise UserError(
                         f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
                     )
-                file = folder / str(entry["file_name"])
+                file = folder / entry["file_name"]
                 meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
                 meta |= {"image_id": image_id, "source": json_safe(file.parent.name)}
                 images[key] = CocoImage(file, captions.get(image_id, []), meta)
@@ -148,7 +148,7 @@ class CocoReader:
 
     @cached_property
     def _key_of_file(self) -> dict[str, str]:
-        return {str(image.meta["file_name"]): key for key, image in self._images.items()}
+        return {image.meta["file_name"]: key for key, image in self._images.items()}
 
     def listed_name(self, line: str) -> str:
         """The key of the image that a list names by its file, also without folders, or by its id in COCO's ways.

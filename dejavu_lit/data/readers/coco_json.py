@@ -70,6 +70,13 @@ def value_of(entry: Any, field: str) -> Any:
     return value
 
 
+def text_of(entry: Any, field: str) -> str:
+    value = value_of(entry, field)
+    if not isinstance(value, str):
+        raise BadPair(f"its {field!r} is not text")
+    return value
+
+
 def coco_id(entry: Any, field: str) -> int | str:
     """An id of an entry: 17, 17.0 and "17" are the number 17, other text is itself; raises BadPair for anything else."""
     value = value_of(entry, field)
@@ -110,10 +117,7 @@ def _category(entry: Any) -> tuple[int | str, str]:
 
 
 def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
-    caption = value_of(entry, "caption")
-    if not isinstance(caption, str):
-        raise BadPair("its 'caption' is not text")
-    if not (words := caption.split()):
+    if not (words := text_of(entry, "caption").split()):
         raise BadPair("it has no 'caption'")
     image_id = image_number(entry, "image_id")
     if image_id not in images:
@@ -131,7 +135,7 @@ def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, An
 
     def add_image(entry: Any) -> None:
         image_id = image_number(entry, "id")
-        value_of(entry, "file_name")
+        text_of(entry, "file_name")
         if image_id not in images:
             images[image_id] = entry
         elif images[image_id] == entry:

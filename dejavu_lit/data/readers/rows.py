@@ -5,7 +5,7 @@ Parquet files may hold many more images than fit in memory: of the row groups th
 
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from glob import glob
@@ -101,9 +101,9 @@ class Rows:
         return int(self._starts[-1])
 
     @cached_property
-    def columns(self) -> list[str]:
-        """The columns whose names occur once: pyarrow cannot tell others apart."""
-        return [name for name in self.schema.names if self.schema.names.count(name) == 1]
+    def columns(self) -> dict[str, None]:
+        """The columns whose names occur once, in order: pyarrow cannot tell others apart."""
+        return {name: None for name, count in Counter(self.schema.names).items() if count == 1}
 
     def kind(self, column: str) -> pa.DataType:
         return self.schema.field(column).type if column in self.schema.names else pa.string()  # a pattern
@@ -141,7 +141,7 @@ class Rows:
         if block in self._cache:
             self._cache.move_to_end(block)
             return self._cache[block]
-        table = self._blocks[block].read(self.columns, False)
+        table = self._blocks[block].read([*self.columns], False)
         self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHED_BYTES:
             self._cache.popitem(last=False)

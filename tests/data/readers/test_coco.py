@@ -244,6 +244,7 @@ def test_ids_may_be_text(root: Path, first: type, second: type) -> None:
         ("captions", "annotations", {"image_id": 99}, "its image is not in images"),
         ("captions", "annotations", {"image_id": "x"}, "its 'image_id' is not a number"),
         ("captions", "images", {"file_name": None}, "it has no 'file_name'"),
+        ("captions", "images", {"file_name": ["1.jpg"]}, "its 'file_name' is not text"),
         ("instances", "annotations", {"category_id": 99}, "its category 99 is not in categories"),
         ("instances", "annotations", {"bbox": None}, "it has no 'bbox'"),
         ("instances", "annotations", {"bbox": [1, 2, 3]}, "its bbox is not four numbers (x, y, width, height)"),
