@@ -15,6 +15,18 @@ SCHEMA = 1
 GROUPS = "groups"  # in "duplicates": {set: [[key, …], …]}, each group sorted
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The contents of a manifest.json; raises UserError if it is missing, damaged or of another version."""
+    manifest = read_json_object(path, SCHEMA)
+    if wrong := [
+        name
+        for name in ("settings", "sets", "duplicates", "raw_shards")
+        if not isinstance(manifest.get(name, {}), dict)
+    ]:
+        raise UserError(f"{path} is damaged: its entry {wrong[0]} is not an object; prepare the data again")
+    return manifest
+
+
 def check_settings(out: Path, settings: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Raise UserError naming a difference between these settings and those that ``out`` was made with."""
     if change := first_difference(earlier, to_plain(settings)):
@@ -33,7 +45,7 @@ def refuse_foreign(out: Path, names: Iterable[str]) -> None:
 
 def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=true") -> list[list[str]]:
     """The groups of near-duplicates in a set, lists of keys; raises UserError naming ``option`` if the manifest has none."""
-    groups_by_set: dict[str, list[list[str]]] | None = read_json_object(manifest).get("duplicates", {}).get(GROUPS)
+    groups_by_set: dict[str, list[list[str]]] | None = read_manifest(manifest).get("duplicates", {}).get(GROUPS)
     if groups_by_set is None:
         instead = ", or set data.exclude= to the list that dejavu dedup within=true writes" if "dedup" in option else ""
         raise UserError(
@@ -45,4 +57,4 @@ def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=
 
 def listed_members(manifest: Path) -> list[str]:
     """The sets whose pairs were listed by ``keys`` of prepare, not drawn, such as ["A"]."""
-    return sorted((read_json_object(manifest).get("settings") or {}).get("keys") or {})
+    return sorted(read_manifest(manifest).get("settings", {}).get("keys") or {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from dejavu_lit.data.halves import POOL, open_half
 from dejavu_lit.data.key_lists import excluded_keys, keys_fingerprint, positions_of, possible_keys, read_keys
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA
+from dejavu_lit.data.manifest import MANIFEST, read_manifest
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
@@ -144,7 +144,7 @@ class DataSpec:
             where = "" if self.folder.is_absolute() else f" in {Path.cwd()}"
             absent = f"has no {MANIFEST}" if self.folder.is_dir() else f"does not exist{where}"
             raise UserError(f"data.dir={self.folder} {absent}; create it with dejavu prepare data=…")
-        manifest = read_json_object(self.folder / MANIFEST, SCHEMA)
+        manifest = read_manifest(self.folder / MANIFEST)
         if self.shards is not None and "raw_shards" not in manifest:
             raise UserError(f"data.dir={self.folder} was not drawn from raw shards; give the folder of their samples")
         if self.automatic and self.reader:

@@ -13,7 +13,7 @@ from dejavu_lit.data.shards import BadPair, Pair, ShardSet
 from dejavu_lit.evaluation.chunks import CHUNK, Chunk, decode_chunk, encode_ahead, read_chunks
 from dejavu_lit.evaluation.embeddings import FINGERPRINT, Modality, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import locked, read_json_object, visible_files, write_json
 from dejavu_lit.utils.progress import progress
 
@@ -87,7 +87,8 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        skipped = saved.get("skipped", {}) | skipped
+        with explained(f"{path} is damaged: skipped", "remove the folder to compute the embeddings again"):
+            skipped = {**saved.get("skipped", {}), **skipped}
         if skipped != saved.get("skipped"):
             write_json(path, {**fingerprint, "skipped": skipped})
     return skipped

@@ -1,5 +1,6 @@
 """Which mistakes in ``data=`` are refused, each with its message, and where a DataSpec finds its parts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema": 1}')
     assert message_of(DataSpec("mine", dir=str(tmp_path), shards="0.tar").check) == (
         f"data.dir={tmp_path} was not drawn from raw shards; give the folder of their samples"
+    )
+
+
+@pytest.mark.parametrize("name", ["settings", "sets", "duplicates", "raw_shards"])
+@pytest.mark.parametrize("value", [None, "x", [1]])
+def test_a_manifest_whose_entries_are_not_objects_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, name: value}))
+    assert message_of(DataSpec("mine", dir=str(tmp_path)).check) == (
+        f"{tmp_path}/manifest.json is damaged: its entry {name} is not an object; prepare the data again"
     )
 
 

@@ -122,6 +122,10 @@ def test_bad_pairs_are_skipped_counted_and_named(encoder, tmp_path, caplog):
     reason = "the image does not decode"
     assert skipped == {keys[3]: reason, keys[70]: reason}
     assert sum("skipped" in line for line in caplog.messages) == 3
+    saved = json.loads((tmp_path / "image" / "fingerprint.json").read_text())
+    (tmp_path / "image" / "fingerprint.json").write_text(json.dumps(saved | {"skipped": "none"}))
+    with pytest.raises(UserError, match=r"fingerprint\.json is damaged: skipped .*; remove the folder to compute"):
+        embed(encoder, shards, "image", tmp_path / "image")
 
 
 def test_too_many_bad_pairs_stop(encoder, tmp_path, monkeypatch):
