@@ -96,6 +96,7 @@ class Rows:
         self.schema, self._blocks = schema, blocks
         self._starts = np.array([0, *accumulate(block.size for block in blocks)], np.int64)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._cached_bytes = 0
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -143,8 +144,9 @@ class Rows:
             return self._cache[block]
         table = self._blocks[block].read([*self.columns], False)
         self._cache[block] = table
-        while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHED_BYTES:
-            self._cache.popitem(last=False)
+        self._cached_bytes += table.nbytes
+        while len(self._cache) > 1 and self._cached_bytes > CACHED_BYTES:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return table
 
 

@@ -203,7 +203,9 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
         file, row = divmod(int(key), 4)
         pair = reader.read(key)[0]
         assert (pair.image, pair.caption) == (IMAGES[row], f"{file} {CAPTIONS[row]}")
-        assert len(reader._rows._cache) <= 3  # type: ignore[attr-defined]
+        cache = reader._rows._cache
+        assert len(cache) <= 3
+        assert reader._rows._cached_bytes == sum(group.nbytes for group in cache.values())
     assert auto(tmp_path).keys() == reader.keys()
     before = reader.fingerprint()
     pq.write_table(table.slice(1), tmp_path / "4.parquet")
