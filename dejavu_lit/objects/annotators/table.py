@@ -128,7 +128,8 @@ class TableLookup(Lookup):
     @cached_property
     def _table(self) -> tuple[KeyIndex, pa.Table]:
         tables = map(self._read, table_files(self.path, "annotator.path"))
-        table = pa.concat_tables(tables, promote_options="permissive")
+        # In few chunks: pyarrow goes through all of them for each cell.
+        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         self._warn_of_separator(table[self.labels_column])
         return KeyIndex(table[self.key].to_pylist()), table
 
