@@ -109,9 +109,11 @@ class ShardSet:
         indexes = progress(self.indexes(), f"indexing {self.folder.name}", len(self.names), "shard")
         return {Path(name).stem: index.images for name, index in zip(self.names, indexes, strict=True)}
 
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """{shard: hash of keys, captions (JSON and class without a txt) and sizes of members}; images are not read."""
-        return {name: _digest(index) for name, index in zip(self.names, self.indexes(), strict=True)}
+        indexes = progress(self.indexes(), f"reading the captions of {self.folder.name}", len(self.names), "shard")
+        return {name: _digest(index) for name, index in zip(self.names, indexes, strict=True)}
 
 
 def _digest(index: ShardIndex) -> str:

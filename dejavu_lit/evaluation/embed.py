@@ -44,7 +44,7 @@ def embed(
         "schema": SCHEMA,
         "model": encoder.fingerprint,
         "name": encoder.name,
-        "data": shards.fingerprint(),
+        "data": shards.fingerprint,
         "modality": modality,
         "chunk": CHUNK,
     }

@@ -74,7 +74,9 @@ def annotate(
         for number, tar in enumerate(shards.names)
     }
     own = dict(list(parts.items())[share[0] :: share[1]])
-    missing = {path: shard for path, shard in own.items() if not _is_complete(path, shard, source.annotator)}
+    # Every shard with a part is indexed, which takes a minute per million pairs.
+    checked = progress(own.items(), "checking parts", unit="part")
+    missing = {path: shard for path, shard in checked if not _is_complete(path, shard, source.annotator)}
     start = time.monotonic()
     images = _write_parts(source, missing, max_failed)
 

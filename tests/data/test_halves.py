@@ -76,8 +76,8 @@ def test_a_dealt_set_reads_like_any_other(tmp_path: Path) -> None:
         assert all(isinstance(pair, Pair) and pair.image == pair.key.encode() for pair in pairs)
         assert side.keys(3) == side.keys()[:3]
         assert len(set(side.names)) == len(side.names)
-    assert a.fingerprint() != open_half(folder, "A", 0, 2).fingerprint()
-    assert a.fingerprint() == open_half(folder, "A", 0, 1).fingerprint()
+    assert a.fingerprint != open_half(folder, "A", 0, 2).fingerprint
+    assert a.fingerprint == open_half(folder, "A", 0, 1).fingerprint
     assert not list(tmp_path.glob("*half*"))
 
 

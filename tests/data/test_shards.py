@@ -156,16 +156,16 @@ def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
 
 
 def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
-    first = write_shards(tmp_path / "a", PAIRS).fingerprint()
-    assert write_shards(tmp_path / "b", PAIRS).fingerprint() == first
+    first = write_shards(tmp_path / "a", PAIRS).fingerprint
+    assert write_shards(tmp_path / "b", PAIRS).fingerprint == first
     changed = [*PAIRS[:4], Pair("k4", PAIRS[4].image, "png", PAIRS[4].caption.replace("4", "5"), {"n": 4})]
-    assert write_shards(tmp_path / "c", changed).fingerprint() != first
+    assert write_shards(tmp_path / "c", changed).fingerprint != first
     assert np.array_equal(ShardSet.open(tmp_path / "a").starts, [0, 5])
     in_json = []
     for caption in ("a cat", "a dog"):
         (tmp_path / caption).mkdir()
         tar(tmp_path / caption / "0.tar", {"k.jpg": b"image", "k.json": json.dumps({"caption": caption}).encode()})
-        in_json.append(ShardSet.open(tmp_path / caption).fingerprint())
+        in_json.append(ShardSet.open(tmp_path / caption).fingerprint)
     assert in_json[0] != in_json[1]
 
 
@@ -174,10 +174,18 @@ def test_passes_over_the_headers_of_all_shards_are_logged(tmp_path, monkeypatch,
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     shards = write_shards(tmp_path / "A", PAIRS)
     assert shards.keys(2) == [pair.key for pair in PAIRS[:2]]
-    assert len(shards.images()) == len(shards.names)
+    assert len(shards.images()) == len(shards.fingerprint) == len(shards.names)
     logged = " ".join(record.message for record in caplog.records)
     assert "reading the keys of A: 0 of 1" in logged
     assert "indexing A: 1 of 1" in logged
+    assert "reading the captions of A: 1 of 1" in logged
+
+
+def test_the_fingerprint_of_an_open_set_is_computed_once(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path, PAIRS)
+    first = shards.fingerprint
+    monkeypatch.setattr(ShardSet, "indexes", lambda _: pytest.fail("the shards are read again"))
+    assert shards.fingerprint == first
 
 
 def test_a_shard_that_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

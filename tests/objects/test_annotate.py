@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from dejavu_lit.data.shards import Pair, ShardSet, index_shard
 from dejavu_lit.objects.annotate import annotate, coverage
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
+from dejavu_lit.utils import progress
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.conftest import ROOT, call, run
@@ -94,10 +96,15 @@ def test_one_row_per_image_and_failures_differ_from_empty_rows(data: Path) -> No
     assert objects.names(objects.rows["A011"]) == ["thing 2"]
 
 
-def test_complete_parts_are_kept_and_damaged_ones_redone(data: Path) -> None:
+def test_complete_parts_are_kept_and_damaged_ones_redone(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     before, times = contents(data / "objects/c"), {p: p.stat().st_mtime_ns for p in data.glob("objects/c/*/*.parquet")}
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 0
+    assert "checking parts: 6 of 6" in " ".join(record.message for record in caplog.records)
     for path, damage in (("A/00000", 300), ("A/00002", 0), ("P/00001", -1)):
         file = data / f"objects/c/{path}.parquet"
         file.write_bytes(file.read_bytes()[:damage])
@@ -209,8 +216,9 @@ def test_unknown_sets_are_refused_and_those_elsewhere_told_apart(data: Path, nam
         write_shards(data.parent / name, pairs("x", 2))
     with pytest.raises(UserError, match=message):
         open_sets(DataSpec("shards", str(data)), names)
-    elsewhere = [data.parent / name for name in ("else/A/../A", "else/other", "more/else/A")]
-    opened = open_sets(DataSpec("shards", str(data)), ["P", str(data / "A"), *map(str, elsewhere)])
+    elsewhere = [data.parent / name for name in ("else/A", "else/other", "more/else/A")]
+    given = [str(data / "A"), f"{data.parent}/else/A/../A", *map(str, elsewhere[1:])]
+    opened = open_sets(DataSpec("shards", str(data)), ["P", *given])
     assert [shards.folder for shards in opened.values()] == [data / "P", data / "A", *elsewhere]
     assert [name.rstrip("0123456789abcdef") for name in opened] == ["P", "A", "else-A-", "else-other-", "else-A-"]
 

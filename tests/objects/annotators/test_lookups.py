@@ -172,7 +172,9 @@ def test_whole_numbers_and_fractions_of_several_files_are_one_label(tmp_path: Pa
 def test_many_row_groups_and_files_become_one_chunk(tmp_path: Path) -> None:
     """pyarrow looks a row up in all chunks, for each cell: 10,000 of them made each image 40 times as slow."""
     for number in range(3):
-        rows = pa.table({"key": [f"{number}{row}" for row in range(4)], "labels": [["cat"], [], ["dog", "cat"], ["cow"]]})
+        rows = pa.table(
+            {"key": [f"{number}{row}" for row in range(4)], "labels": [["cat"], [], ["dog", "cat"], ["cow"]]}
+        )
         pq.write_table(rows, tmp_path / f"{number}.parquet", row_group_size=1)
     table = TableLookup(tmp_path)
     assert [table.annotation(pair(f"{number}2")).labels for number in range(3)] == [["dog", "cat"]] * 3
