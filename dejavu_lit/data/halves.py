@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.key_lists import prefix
+from dejavu_lit.data.key_lists import spanned_keys
 from dejavu_lit.data.manifest import MANIFEST, duplicate_groups, listed_members
 from dejavu_lit.data.shards import ShardIndex, ShardSet, index_shard
 from dejavu_lit.data.splits import UNUSED, seeded_hash
@@ -72,7 +72,8 @@ def _dealt_sets(
             "given, not drawn, so it cannot be dealt again; use halves=1"
         )
     sets = {name: ShardSet.open(folder / name) for name in POOL}
-    members = {name: prefix(shards, train_size, excluded)[0] for name, shards in sets.items()}
+    spans = {name: spanned_keys(shards, train_size, excluded) for name, shards in sets.items()}
+    members = {name: [key for key in keys if key not in excluded] for name, keys in spans.items()}
     keys = [key for name in POOL for key in members[name]]
     groups = [group for name in POOL for group in duplicate_groups(manifest, name, option)]
     sides = deal(keys, groups, (len(members["A"]), len(members["B"])), seed, half)
@@ -84,11 +85,12 @@ def _dealt_sets(
     dealt: dict[str, list[tuple[str, Path, np.ndarray]]] = {name: [] for name in POOL}
     # Shards of A and of B in turn, so that the first pairs of a side come from both.
     for shard, source in sorted((shard, name) for name in POOL for shard in range(len(sets[name].names))):
-        stem, index = sets[source].names[shard], sets[source].index(shard)
-        codes = np.array([side_of.get(key, UNUSED) for key in index.keys])
+        shards = sets[source]
+        start, end = shards.starts[shard : shard + 2]
+        codes = np.array([side_of.get(key, UNUSED) for key in spans[source][start:end]])
         for code, name in enumerate(POOL):
             if len(positions := np.flatnonzero(codes == code)):
-                dealt[name].append((f"{source}-{stem}", index.path, positions))
+                dealt[name].append((f"{source}-{shards.names[shard]}", shards.paths[shard], positions))
     return {name: _dealt_set(folder / name, shards) for name, shards in dealt.items()}
 
 

@@ -55,8 +55,13 @@ def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[lis
 
     Raises UserError for fewer pairs than ``limit``.
     """
-    span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
-    return [key for key in shards.keys(span) if key not in excluded], span
+    keys = spanned_keys(shards, limit, excluded)
+    return [key for key in keys if key not in excluded], len(keys)
+
+
+def spanned_keys(shards: ShardSet, limit: int | None, excluded: Set[str]) -> list[str]:
+    """As ``prefix``, with the excluded keys in between: the set's first keys without a gap."""
+    return shards.keys(sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded))))
 
 
 def later_duplicates(

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.shards import write_shards
+from dejavu_lit.data import shards
 from dejavu_lit.data.halves import deal, open_half, open_pool
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.data.shards import Pair, index_shard, read_pairs, write_shard
+from dejavu_lit.data.shard_index import read_index
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shard
 from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.utils.errors import UserError
 
@@ -108,6 +110,18 @@ def test_excluded_pairs_are_not_counted_as_training_pairs(tmp_path: Path) -> Non
     assert [data.training_pairs(side) for side in ("target", "reference")] == [7, 9]
     assert sum(replace(data, half=1).training_pairs(side) for side in ("target", "reference")) == 16
     assert replace(data, train_size=5).training_pairs("target") == 5
+
+
+def test_each_shard_of_the_training_size_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(tmp_path)
+    indexed: list[str] = []
+    monkeypatch.setattr(shards, "index_shard", lambda path: indexed.append(str(path)) or read_index(path))
+    whole = len(ShardSet.open(folder / "A").names)
+    open_half(folder, "A", 0, 1)
+    assert len(indexed) == len(set(indexed)) == 2 * whole
+    indexed.clear()
+    open_half(folder, "A", 0, 1, 1)
+    assert {Path(path).name for path in indexed} == {"00000.tar"}
 
 
 def test_the_pool_has_the_pairs_of_every_half(tmp_path: Path) -> None:
