@@ -59,6 +59,8 @@ def draw_figures(
     Returns [] if matplotlib is not installed.
     """
     try:
+        import matplotlib  # noqa: F401
+
         from dejavu_lit.report.plots import evaluation_plots
         from dejavu_lit.report.study_plots import study_plots
     except ImportError:

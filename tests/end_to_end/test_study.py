@@ -274,7 +274,7 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     assert "begun is not finished" in done.stderr
     assert "twice is the same run as" in done.stderr
     assert done.returncode == 3
-    assert "fail_if holds for mitigation.text_mask=0.0-s0, mitigation.text_mask=0.5-s0" in done.stderr
+    assert "fail_if holds for mitigation.text_mask=0.0-n96-s0, mitigation.text_mask=0.5-n96-s0" in done.stderr
     found = rows(base)
     assert [r["overrides"] for r in found] == [["mitigation.text_mask=0.0"], ["mitigation.text_mask=0.5"]]
     expected = rows(study[0])
