@@ -14,7 +14,7 @@ from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.class_names import class_list, prompts
 from dejavu_lit.evaluation.embeddings import Embeddings
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -178,8 +178,10 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000)
     if len(np.unique(classes[~tested])) < 2 or not tested.any():
         count = len(np.unique(classes))
         raise UserError(f"{len(chosen)} images of {count} class(es) cannot be split into two parts")
-    with explained("the linear probe cannot be fitted", "install scikit-learn again", "probe"):
+    try:
         from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise UserError("scikit-learn is not installed (pip install 'dejavu-lit[probe]')") from None
     mean, deviation = features[~tested].mean(axis=0), features[~tested].std(axis=0)
     features = (features - mean) / np.where(deviation > 0, deviation, 1)
     probe = LogisticRegression(max_iter=1000).fit(features[~tested], classes[~tested])
