@@ -41,7 +41,7 @@ def dedup(settings: Dedup, out: Path) -> None:
         if look or train:
             print_next(*look, *train)
     else:
-        print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
+        print("no keys to exclude: one group has more than half of a set (force=true lists them anyway)")
 
 
 main = command("dedup", dedup)

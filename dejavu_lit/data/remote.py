@@ -41,7 +41,7 @@ class NotThere(UserError):
 
 
 class Refused(UserError):
-    """The source refuses the file, as a store that does not let its files be listed also does if there is no such file."""
+    """The source refuses the file, as a store that does not list its files also does if the file is missing."""
 
 
 def is_remote(text: str) -> bool:

@@ -75,7 +75,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def shown(names: Sequence[str]) -> str:
-    """The names in one text, of many the first ones: a file that is no table may seem to have any number of columns."""
+    """The names in one text, of many the first ones: a file that is not a table may seem to have any number of columns."""
     return ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
 
 

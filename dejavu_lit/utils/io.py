@@ -241,7 +241,7 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
             log.info("waiting for another process (%s) to finish its work in %s", holder, path.parent)
             lock.acquire()
     try:
-        with suppress(OSError), open(path, "w", opener=no_links) as file:  # a full disk: the lock holds all the same
+        with suppress(OSError), open(path, "w", opener=no_links) as file:  # a full disk: the lock still holds
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:

@@ -267,7 +267,7 @@ def _decoded(caption: Any) -> Any:
         caption = read_caption(caption)
     if isinstance(caption, str) and caption.startswith(('["', "['")):
         for parse in (json.loads, literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # what is no such list stays text
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # anything else stays text
                 texts = parse(caption)
                 is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
                 if is_list and (parse is json.loads or repr(texts) == caption):
