@@ -25,11 +25,16 @@ REMEDIES = {
     errno.EAGAIN: "raise the limit of processes (ulimit -u, or the container's), or choose fewer workers",
     errno.ELOOP: "it is a link, which is not followed here; remove it",
     errno.ENOMEM: "give the command more memory, or choose a smaller batch or fewer workers",
+    errno.EADDRINUSE: "set MASTER_PORT to a port that is free on the node of rank 0",
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
     errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
 # What a RuntimeError of torch or Python says of a limit, in words alone.
-IN_WORDS = {"Too many open files": errno.EMFILE, "can't start new thread": errno.EAGAIN}
+IN_WORDS = {
+    "Too many open files": errno.EMFILE,
+    "can't start new thread": errno.EAGAIN,
+    "address already in use": errno.EADDRINUSE,
+}
 LONGEST = 240  # characters of another library's message
 MOST_SHOWN = 40  # names in a message
 

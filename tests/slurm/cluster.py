@@ -45,6 +45,7 @@ KillWait=30
 OverTimeLimit=0
 InactiveLimit=0
 MinJobAge=3600
+FirstJobId={job}
 JobRequeue=1
 SlurmctldTimeout=30
 SlurmdTimeout=300
@@ -98,10 +99,12 @@ class Cluster:
         key.chmod(0o600)
         (self.folder / "bin" / "sacct").write_text(SACCT)
         (self.folder / "bin" / "sacct").chmod(0o755)
-        ports = {"port": self.port, "n1": self.port + 1, "n2": self.port + 2}
-        ports |= {"first": self.port + 10, "last": self.port + 250}
+        places = {"port": self.port, "n1": self.port + 1, "n2": self.port + 2}
+        places |= {"first": self.port + 10, "last": self.port + 250}
+        # A job's ranks meet at port 15000 + the last four digits of its number, which no other cluster here may have.
+        places["job"] = self.port // 300 % 100 * 100 + 1
         text = CONFIG.format(
-            host=socket.gethostname().split(".")[0], user=getpass.getuser(), folder=self.folder, **ports
+            host=socket.gethostname().split(".")[0], user=getpass.getuser(), folder=self.folder, **places
         )
         (self.folder / "slurm.conf").write_text(text)
         munge = {name: self.folder / "munge" / name for name in ("key", "sock", "pid", "seed")}

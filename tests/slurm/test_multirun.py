@@ -90,10 +90,14 @@ def close(one, two):
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def wait_for(holds, seconds=480):
+def wait_for(holds, cluster, folder, seconds=480):
+    """Until ``holds()``; fails with the state of the jobs and the end of every log below ``folder``."""
     until = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < until, "nothing happened"
+        if time.monotonic() > until:
+            logs = sorted(path for path in folder.rglob("*") if path.suffix in (".log", ".err", ".out"))
+            said = [f"{path.relative_to(folder)}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs]
+            pytest.fail("\n\n".join([f"nothing happened; jobs: {cluster.states()}", *said]))
         time.sleep(0.05)
 
 
@@ -109,14 +113,14 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster
         ONE_CPU,
         f"hydra.sweep.dir={tmp_path}",
     ]
-    with open(tmp_path / "said", "wb") as said:
+    with open(tmp_path / "said.log", "wb") as said:
         study = subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), "-m", *options], cwd=ROOT, env=cluster.environment, stderr=said
         )
-    wait_for((tmp_path / "0" / "metrics.csv").exists)
+    wait_for((tmp_path / "0" / "metrics.csv").exists, cluster, tmp_path)
     (job,) = (job for job in cluster.states() if job not in before)
     cluster("scancel", "--signal=USR2", job)
-    assert study.wait(540) == 0, (tmp_path / "said").read_text()
+    assert study.wait(540) == 0, (tmp_path / "said.log").read_text()
     assert cluster.wait(job) == "COMPLETED"
     assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
     logs = "".join(path.read_text() for path in (tmp_path / "slurm").rglob("*_0_log.err"))
@@ -145,7 +149,7 @@ def command(scenes, out, *options):
 def test_under_plain_sbatch_a_displaced_run_requeues_itself_once(cluster, undisturbed, scenes, tmp_path):
     """SLURM sends the job's own signal when it is preempted, and would requeue it at the end of the grace as well."""
     job = sbatch(cluster, tmp_path, command(scenes, tmp_path / "run"), "--signal=USR1@60")
-    wait_for((tmp_path / "run" / "metrics.csv").exists)
+    wait_for((tmp_path / "run" / "metrics.csv").exists, cluster, tmp_path)
     displace(cluster)
     assert cluster.wait(job) == "COMPLETED", (tmp_path / f"{job}.log").read_text()
     said = (tmp_path / f"{job}.log").read_text()
@@ -173,15 +177,15 @@ def test_a_run_that_is_told_to_end_has_saved_and_slurm_alone_requeues_it(cluster
         return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["global_step"]
 
     job = sbatch(cluster, tmp_path, command(scenes, run, "recipe.epochs=100000", "logger=wandb"))
-    wait_for((run / "metrics.csv").exists)
+    wait_for((run / "metrics.csv").exists, cluster, tmp_path)
     displace(cluster)
-    wait_for(lambda: "resuming" in said())
+    wait_for(lambda: "resuming" in said(), cluster, tmp_path)
     seen, before = said().count("SIGTERM: saved"), steps()
     assert seen >= 1
     assert said().count("wandb failed (") <= 1
     assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
     size = (run / "metrics.csv").stat().st_size
-    wait_for(lambda: (run / "metrics.csv").stat().st_size > size)
+    wait_for(lambda: (run / "metrics.csv").stat().st_size > size, cluster, tmp_path)
     cluster("scancel", job)
     assert cluster.wait(job) == "CANCELLED"
     assert said().count("SIGTERM: saved") > seen

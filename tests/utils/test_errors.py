@@ -1,6 +1,7 @@
 """What other libraries say, cut to what fits into a sentence."""
 
 import errno
+import socket
 
 import pytest
 import torch
@@ -84,6 +85,9 @@ def test_limits_that_are_told_in_words_get_their_remedy() -> None:
     assert (error_sentence(files) or "").startswith("Too many open files; raise the limit of open files (ulimit -n)")
     threads = RuntimeError("can't start new thread")
     assert (error_sentence(threads) or "").startswith("can't start new thread; raise the limit of processes")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError) as refused:
+        torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], is_master=True)
+    assert (error_sentence(refused.value) or "").startswith("address already in use; set MASTER_PORT to a port")
     assert error_sentence(RuntimeError("another")) is None
 
 
