@@ -8,17 +8,21 @@ this would not be exact are not supported.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, normalize, scaled_dot_product_attention
+from torch.nn import functional
+from torch.nn.functional import embedding, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 BATCH = 16  # captions computed together where they may not affect each other
 STEP = 8  # tokens: the lengths of these captions are rounded up to a multiple of it
+WIDE = 384  # the least width from which a product by oneDNN saves more than the copies around it cost
 
 
 class Packing(NamedTuple):
@@ -161,8 +165,38 @@ def unit_features(
 
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
     """open_clip's residual block: attends to all tokens ``x`` [n, l, w], and computes only ``outputs`` [n, m, w] of them."""
-    attended: Tensor = outputs + block.ls_1(block.attn.out_proj(attend(block.attn, block.ln_1(x))))
-    return attended + cast(Tensor, block.ls_2(block.mlp(block.ln_2(attended))))
+    attended: Tensor = outputs + block.ls_1(layer(block.attn.out_proj, attend(block.attn, block.ln_1(x))))
+    hidden = block.ln_2(attended)
+    for module in block.mlp:
+        hidden = layer(module, hidden)
+    return attended + cast(Tensor, block.ls_2(hidden))
+
+
+def layer(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, of a linear layer by ``linear``."""
+    if isinstance(module, nn.Linear):
+        return linear(x, module.weight, module.bias)
+    return cast(Tensor, module(x))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's linear layer; a wide one in float32 by oneDNN where that is faster than MKL."""
+    is_float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and is_float32 and min(weight.shape) >= WIDE and mkl_is_slow():
+        return functional.linear(x.to_mkldnn(), weight, bias).to_dense()
+    return functional.linear(x, weight, bias)
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether MKL, which torch takes for products in float32 on a CPU, leaves the processor's AVX-512 unused.
+
+    It uses it on Intel's processors only; on AMD's it reaches half of the rate of oneDNN (docs/performance.md).
+    """
+    info = Path("/proc/cpuinfo")
+    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and info.is_file() and "AuthenticAMD" in info.read_text()
 
 
 def run(recompute: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models import towers
 from dejavu_lit.models.towers import pack
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.features import Features
@@ -99,7 +100,12 @@ def test_trimmed_features_have_the_loss_and_the_gradients_of_the_model(options):
     check(outcome(model), outcome(model, trim=False), 1e-11)
 
 
-def test_in_single_precision_they_agree_to_its_rounding():
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_in_single_precision_they_agree_to_its_rounding(monkeypatch, by_onednn):
+    if by_onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(towers, "WIDE", 1)
+    monkeypatch.setattr(towers, "mkl_is_slow", lambda: by_onednn)
     model = build()
     images, tokens = batch()
     outcomes = []
