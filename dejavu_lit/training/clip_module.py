@@ -206,10 +206,10 @@ class ClipModule(pl.LightningModule):
                 f"{self.pairs.data.folder} was prepared again since this run was started, so pairs may have moved between sets; "
                 "use another out=, or restore the previous data"
             )
-        saved, current = checkpoint.get("plan"), self._pair_order()
-        if saved is not None and saved != current:
+        current = self._pair_order()
+        if changed := first_difference(checkpoint.get("plan", current), current):
             raise UserError(
-                f"this run was started with {saved} and cannot continue with {current}; use the original values, or another out="
+                f"this run cannot continue with its pairs in another order ({changed}); use the original value, or another out="
             )
         self._earlier_seconds = checkpoint.get("seconds", 0.0)
         self._unreadable = dict(checkpoint.get("unreadable", {}))
