@@ -7,12 +7,13 @@ tell a missing file from a server that fails.
 import json
 import math
 import os
+import re
 import select
-import shlex
 from pathlib import Path
 
 from dejavu_lit.utils.errors import UserError, explained
 
+PLAIN_NAME = re.compile(r"[\w./,:@%+=-]*")  # which every shell takes as it stands
 TAR_END = bytes(1024)  # the two empty blocks at the end of a tar
 
 
@@ -20,7 +21,9 @@ def download(url: str, relative: str, target: Path) -> None:
     """Write the remote file to ``target``; raises FileNotFoundError, UserError, or whatever the backend raises."""
     if url.startswith("pipe:"):
         check_permission(url)
-        _run_command(url.replace("{}", shlex.quote(relative)), target)
+        if not PLAIN_NAME.fullmatch(relative):  # quoting does not help if {} is within quotes, or behind ssh
+            raise UserError(f"{url} lists {relative!r}, whose characters a shell might run; rename it at the source")
+        _run_command(url.replace("{}", relative), target)
         return
     import fsspec
 

@@ -274,6 +274,20 @@ def test_the_cache_is_a_private_folder_of_this_user(tmp_path, monkeypatch):
         remote.cache_root()
 
 
+@pytest.mark.parametrize("name", ["0;touch ran;.tar", "$(touch ran).tar", "`touch ran`.tar", "0 1.tar"])
+def test_a_name_that_a_shell_might_run_is_refused(tmp_path, monkeypatch, name):
+    """The place of a name may be within quotes, or in a command that ssh hands to a second shell."""
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DEJAVU_PIPE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "from" / "manifest.json", {"sets": {"A": {}}})
+    write_json(tmp_path / "from" / "A" / "sizes.json", {name: 1})
+    shards = ShardSet.open(remote.mirror(f"pipe:sh -c 'cat {tmp_path}/from/{{}}'") / "A")
+    with pytest.raises(UserError, match="whose characters a shell might run; rename"):
+        remote.fetch_shard(shards.paths[0])
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_address_of_a_given_run_is_not_opened(server, runs, tmp_path):
     given = shutil.copytree(runs["target"], tmp_path / "given", ignore=shutil.ignore_patterns("embeddings"))
     config = yaml.safe_load((given / "config.yaml").read_text())
