@@ -22,7 +22,9 @@ from dejavu_lit.utils.errors import UserError, first_line
 log = logging.getLogger(__name__)
 ATTEMPT = 1 << 20  # bytes that the system is asked to write after a library failed to, without saying why
 LISTED_KINDS = 10  # of unread files, in a message
-FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # begin one in a spreadsheet; the last four are wide forms
+# What begins a formula in a spreadsheet, the last four in wide forms: at the start of a text, and where semicolons, tabs and
+# line breaks divide one into cells, as LibreOffice takes them to, and Excel in most of Europe.
+FORMULA = re.compile(r"^(?=[\t\r\n])|((?:^|[;\t\r\n]) *)(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
 
 
 @contextmanager
@@ -88,14 +90,14 @@ def write_text(path: Path | str, text: str) -> None:
 def csv_cell(column: str, value: Any) -> Any:
     """A value as a cell of a CSV, a list joined by ``; ``.
 
-    A text that a spreadsheet would run as a formula gets a leading apostrophe, because keys and captions come from third
+    What a spreadsheet would run as a formula gets an apostrophe before it, because keys and captions come from third
     parties. Keys in the form that prepare gives them are written unchanged, so that tables can be joined by key.
     """
     if isinstance(value, list):
         value = "; ".join(str(v) for v in value)
     if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
         return value
-    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
+    return FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def write_csv(

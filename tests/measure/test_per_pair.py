@@ -109,10 +109,15 @@ def test_csv(tmp_path: Path) -> None:
     assert (tmp_path / "keys.csv").read_text().splitlines()[1:] == ["-abc,-abc; b,'-abc", "'=1+1,'=1+1; b,'=1+1"]
     assert [csv_cell("caption", text) for text in ("\uff1d1", "\n=1", "", "1=1", "(a)")] == [
         "'\uff1d1",
-        "'\n=1",
+        "'\n'=1",
         "",
         "1=1",
         "(a)",
     ]
+    divided = [
+        csv_cell("caption", text) for text in ("a cat;=A1", "a\n@A1", "a\t-A1", " =A1", "a;b = c", "a - b", "a, -1")
+    ]
+    assert divided == ["a cat;'=A1", "a\n'@A1", "a\t'-A1", " '=A1", "a;b = c", "a - b", "a, -1"]
+    assert csv_cell("objects", ["cat", "=A1"]) == "cat; '=A1"
     write_csv(tmp_path / "none.csv", [], ("rank", "key"))
     assert (tmp_path / "none.csv").read_text() == "rank,key\n"
