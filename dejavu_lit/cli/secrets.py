@@ -11,9 +11,9 @@ from dejavu_lit.utils.errors import UserError
 VARIABLE = re.compile(r"_(KEY|TOKEN|PASSWORD|SECRET)$")  # names of environment variables that hold secrets
 SHORTEST = 8  # characters of a secret; a shorter value would be found in names and words
 WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
-# user:password@host, or a signature or token in a query; one that a shell reads from a variable ($SIG) is not in the text.
+# user:password@host, token@host, or a signature or token in a query; one that a shell reads from a variable is not in the text.
 IN_ADDRESS = re.compile(
-    r"\w://[^/\s:@]*:[^/\s@]+@"
+    r"\w://[^/\s:@]*:[^/\s@]+@|https?://[^/\s@]+@"
     r"|[?&#][\w-]*(sig|signature|token|auth|password|secret|api_?key|access_?key)=['\"]?[^&\s$'\"]",
     re.IGNORECASE,
 )

@@ -124,6 +124,7 @@ SECRET = "5ec2e7" + "a1" * 10
         f"logger.wandb.group=x-{SECRET}",
         f"data.templates=['a {SECRET}']",
         "data.dir=https://user:passw0rd@host/data",
+        "data.dir=https://hf_5ec2e7@host/data",
         "data.dir='https://host/data/{0..9}.tar?sv=2024&sig=2rN%2Bx'",
         "data.dir='https://host/data.tar?X-Amz-Signature=5ec2e7'",
     ],
@@ -151,6 +152,7 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
             "eos_token_id": 49407,
             "tokenizer_kwargs": {"pad_token": "<|endoftext|>"},
             "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
+            "sftp": ["sftp://user@host/data", "https://host/data@2024/a.tar"],
             "shards": "pipe:curl -s 'https://host/{}?version=2&sig='$SIG https://host/design=1?config=2",
         }
     )
