@@ -31,7 +31,7 @@ def train(settings: Train, out: Path) -> None:
         sides: dict[str, object] = {"target": "TARGET", "reference": "REFERENCE", settings.side: out}
         second = "reference" if settings.side == "target" else "target"
         print_next(
-            f"dejavu train … side={second} out={sides[second]}    # the other side, with the same options",
+            f"dejavu train … side={second} {argument('out', sides[second])}    # the other side, with the same options",
             f"dejavu evaluate {argument('target', sides['target'])} {argument('reference', sides['reference'])}",
         )
 

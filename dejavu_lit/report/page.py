@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, headline, signed
 from dejavu_lit.report import membership, narrative
 from dejavu_lit.report.figure_files import FigureInfo
+from dejavu_lit.utils.printable import argument
 
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
@@ -43,7 +44,8 @@ def templates() -> Environment:
     environment.filters |= {"signed": signed, "number": "{:,}".format, "headline": headline}
     environment.filters |= {"interval": narrative.interval, "percent": narrative.percent}
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
-    environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
+    environment.globals |= {"narrative": narrative, "membership": membership}
+    environment.globals |= {"scores_table": MEMBERSHIP, "argument": argument}
     return environment
 
 

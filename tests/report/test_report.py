@@ -486,6 +486,12 @@ def test_without_matplotlib_the_page_names_the_missing_package(
     assert "figures/" not in text
 
 
+def test_the_command_on_the_page_can_be_pasted_whatever_the_folder_is_called(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e; touch ran", ignore=shutil.ignore_patterns("report"))
+    page = write_report(folder, redact=True, limit=3, formats=("svg",)).read_text()
+    assert f"<code>dejavu report &#39;path={folder}&#39;</code>" in page
+
+
 def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, out=tmp_path / "report").parent
     text = (out / "index.html").read_text()
