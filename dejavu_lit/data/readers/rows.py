@@ -208,7 +208,11 @@ def read_table(
 
 
 def _with_entries(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The table, with those of ``names`` as columns that are entries of a column of objects, such as objects.category."""
+    """The table of a file, with those of ``names`` as columns that are entries of a column of objects, as objects.category.
+
+    Raises ArrowInvalid if it is damaged: of an Arrow file, pyarrow would follow cells to any place in memory.
+    """
+    table.validate(full=True)
     for name in names:
         column, *entries = name.split(".")
         is_entry = name not in table.column_names and table.column_names.count(column) == 1

@@ -138,7 +138,6 @@ class TableLookup(Lookup):
         columns = list(dict.fromkeys(column for column in self._columns if column is not None))
         with explained(f"{file} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError)):
             table = read_table(file, columns)
-            table.validate(full=True)
         for column in columns:
             if (count := table.column_names.count(column)) != 1:
                 problem = f"{count} columns" if count else "no column"

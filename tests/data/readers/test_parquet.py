@@ -1,6 +1,7 @@
 """Parquet as the Hub writes it: images in the table, columns guessed by their names, many files and row groups."""
 
 import json
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -217,6 +218,21 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
         auto(tmp_path / "*.parquet").keys()
     with pytest.raises(UserError, match=r"none/\*.parquet does not exist; check data.reader.path="):
         auto(tmp_path / "none" / "*.parquet").keys()
+
+
+@pytest.mark.parametrize("outside", [400, 1 << 30])
+def test_an_arrow_file_whose_captions_lie_outside_of_it_is_damaged(tmp_path, outside):
+    """pyarrow would take what else is in memory there for a caption, or crash."""
+    path = tmp_path / "data.arrow"
+    table = pa.table({"path": [f"{n}.jpg" for n in range(9)], "caption": ["caption"] * 9})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    content, starts = path.read_bytes(), [7 * n for n in range(10)]
+    changed = struct.pack("<10i", 0, *(outside + start for start in starts[1:]))
+    assert content.count(struct.pack("<10i", *starts)) == 1
+    path.write_bytes(content.replace(struct.pack("<10i", *starts), changed))
+    with pytest.raises(UserError, match=r"data\.arrow cannot be read as a table"):
+        TableReader(path).keys()
 
 
 @pytest.mark.parametrize("state", [{}, {"_data_files": [{"filename": f"data-{n:05d}-of-00002.arrow"} for n in (0, 1)]}])
