@@ -166,25 +166,24 @@ def unit_features(
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
     """open_clip's residual block: attends to all tokens ``x`` [n, l, w], and computes only ``outputs`` [n, m, w] of them."""
     attended: Tensor = outputs + block.ls_1(layer(block.attn.out_proj, attend(block.attn, block.ln_1(x))))
-    hidden = block.ln_2(attended)
-    for module in block.mlp:
-        hidden = layer(module, hidden)
-    return attended + cast(Tensor, block.ls_2(hidden))
+    expand, activation, contract = block.mlp
+    hidden = activation(layer(expand, block.ln_2(attended)))
+    return attended + cast(Tensor, block.ls_2(layer(contract, hidden)))
 
 
-def layer(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``, of a linear layer by ``linear``."""
-    if isinstance(module, nn.Linear):
-        return linear(x, module.weight, module.bias)
-    return cast(Tensor, module(x))
+def layer(module: Any, x: Tensor) -> Tensor:
+    """The output of a linear layer, by ``linear``."""
+    return linear(x, module.weight, module.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's linear layer; a wide one in float32 by oneDNN where that is faster than MKL."""
+    """torch's linear layer; a wide one in float32 as a convolution of 1 × 1, which torch gives to oneDNN, if MKL is slow."""
     is_float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and is_float32 and min(weight.shape) >= WIDE and mkl_is_slow():
-        return functional.linear(x.to_mkldnn(), weight, bias).to_dense()
+        pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last
+        out = functional.conv2d(pixels, weight[:, :, None, None], bias)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
     return functional.linear(x, weight, bias)
 
 
