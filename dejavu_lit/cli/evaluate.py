@@ -27,8 +27,6 @@ def evaluate(settings: Evaluate, out: Path) -> None:
         elif getattr(settings, role) is not None:
             raise UserError(f"sweep={settings.sweep} finds the pairs of runs itself; omit {role}=")
     gate = Gate.parse(settings.fail_if) if settings.fail_if is not None else None
-    if gate is not None:
-        gate.check()
     ranks = processes(settings.trainer, shared=settings.out is not None or settings.sweep is not None)
     settings = replace(settings, device=ranks.device(device(settings.trainer, settings.device)))
     with process_group(ranks):

@@ -1,11 +1,10 @@
 """The release gate: ``fail_if="symmetric.ppg.ci95[0] > 0.05"`` over metrics.json.
 
-    gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")
-    gate.check()                                                                     # before the work begins
+    gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")    # before the work begins
     gate.enforce({"": metrics})                                                      # exits with EXIT_CODE if it is met
 
 The syntax is Python's, of which only this is allowed: comparisons with < <= > >= == !=, joined by ``and``, ``or`` and ``not``;
-numbers, ``true``, ``false``; and paths into metrics.json such as ``by_k["10"].symmetric.ppg.ci95[0]`` (or ``by_k.10…``).
+numbers, ``true``, ``false``; and paths into metrics.json such as ``by_k["10"].symmetric.ppg.ci95[0]``.
 Nothing is evaluated as code.
 """
 
@@ -13,17 +12,17 @@ import ast
 import json
 import math
 import operator
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from jsonschema import ValidationError
+    from jsonschema import Draft202012Validator, ValidationError
 
 EXIT_CODE = 3
 COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
@@ -34,9 +33,6 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-NUMBERED = re.compile(
-    r"(\b[A-Za-z_]\w*|\])\.(\d+)\b"
-)  # by_k.10 for by_k["10"]: no Python, but easier to type in a shell
 
 Path = tuple[str | int, ...]  # keys and indices into metrics.json
 NumberAt = Callable[[Path], float]
@@ -48,47 +44,26 @@ class Gate:
 
     text: str
     condition: ast.expr
-    paths: tuple[Path, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """Read a condition, of one line or several; raises UserError that says what in it is not understood."""
+        """Read a condition, of one line or several; raises UserError that says what in it is not understood.
+
+        That includes a path that no metrics.json can have, or at which there is no number, by its schema.
+        """
         if not text.strip():
             raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
-        paths: list[Path] = []
-
-        def collect(path: Path) -> float:
-            paths.append(path)
-            return 0.0
-
         try:
             lines = " ".join(line.partition("#")[0] for line in text.splitlines())
-            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', lines.strip()), mode="eval").body
-            _judge(condition, collect)  # also refuses what is not understood
+            condition = ast.parse(lines.strip(), mode="eval").body
+            _judge(condition, _number_by_schema)  # also refuses what is not understood
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
             raise UserError(
                 f"fail_if={text[:200]!r} is not a condition ({reason}); write comparisons such as "
                 "symmetric.ppg.ci95[0]>0.05, joined by and, or, not"
             ) from None
-        return cls(text, condition, tuple(paths))
-
-    def check(self) -> None:
-        """Raise UserError for a path that no metrics.json can have, or at which there is no number, by its schema."""
-        from jsonschema import Draft202012Validator
-
-        schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
-        validator = Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
-        for path in self.paths:
-            # 1 fits numbers, also the schema and those above 0; True truth values.
-            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (1, True)]
-            if not all(errors):
-                continue
-            # The deepest error is where the path leaves the schema, and a forbidden name says more than a wrong type.
-            error = max(errors[0], key=lambda e: (len(e.absolute_path), e.validator == "additionalProperties"))
-            if (depth := len(error.absolute_path)) == len(path):
-                raise _not_a_number(path, error.schema.get("properties", ()))
-            raise _missing(path, depth, error.schema.get("properties", ()))
+        return cls(text, condition)
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the condition is met; raises UserError if a path has no number: a gate must not pass in silence."""
@@ -141,6 +116,26 @@ def _path(node: ast.expr) -> Path:
         case ast.Subscript(value=parent, slice=ast.Constant(value=str() | int() as key)) if not isinstance(key, bool):
             return (*_path(parent), key)
     raise ValueError(f"{ast.unparse(node)} is neither a number nor a path into metrics.json")
+
+
+def _number_by_schema(path: Path) -> float:
+    """Any number; raises UserError if no metrics.json has one at ``path``."""
+    # 1 fits numbers, also the schema and those above 0; True truth values.
+    errors = [_leaves(_validator().iter_errors(_excerpt(path, leaf))) for leaf in (1, True)]
+    if all(errors):
+        # The deepest error is where the path leaves the schema, and a forbidden name says more than a wrong type.
+        error = max(errors[0], key=lambda e: (len(e.absolute_path), e.validator == "additionalProperties"))
+        depth, known = len(error.absolute_path), error.schema.get("properties", ())
+        raise _not_a_number(path, known) if depth == len(path) else _missing(path, depth, known)
+    return 0.0
+
+
+@cache
+def _validator() -> "Draft202012Validator":
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+    return Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
 
 
 def _without_limits(schema: Any) -> Any:

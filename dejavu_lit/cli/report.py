@@ -62,9 +62,7 @@ def run(arguments: Sequence[str]) -> Path | None:
         return write_report(**settings)
     if unused := sorted(given.keys() - {"path", "fail_if"}):
         raise UserError(f"fail_if= judges figures and writes no report; drop {unused[0]}=")
-    gate = Gate.parse(condition)
-    gate.check()
-    gate.enforce(read_evaluations(Path(settings["path"])))
+    Gate.parse(condition).enforce(read_evaluations(Path(settings["path"])))
     return None
 
 

@@ -25,7 +25,6 @@ METRICS = {
         ("0.4 < symmetric.ppg.ci95[1]", True),
         ("symmetric.ppg.value == 0.3", True),
         ("symmetric.ppg.value != .3", False),
-        ("by_k.10.symmetric.ppg.value < -0.1", True),
         ('by_k["10"].symmetric.ppg.value<-1e-1', True),
         ("found.found == true", True),
         ("found.found == false", False),
@@ -152,7 +151,7 @@ def test_wrong_paths_are_named(text: str, said: str) -> None:
     "path",
     [
         "symmetric.ppg.ci95[0]",
-        "by_k.10.symmetric.ppg.value",
+        'by_k["10"].symmetric.ppg.value',
         "by_objects.captions.symmetric.ppg.value",
         "subgroups['meta.owner'].groups[3].ppg.value",
         "utility.target.zeroshot_top1",
@@ -163,7 +162,7 @@ def test_wrong_paths_are_named(text: str, said: str) -> None:
     ],
 )
 def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str) -> None:
-    Gate.parse(f"{path} > 0.05 or found.found == true").check()
+    Gate.parse(f"{path} > 0.05 or found.found == true")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str
 )  # fmt: skip
 def test_names_that_no_metrics_json_can_have_are_refused_before_the_work(path: str, said: str) -> None:
     with pytest.raises(UserError, match="^" + re.escape(f"fail_if: {said}")):
-        Gate.parse(f"found.found == true and {path} > 0.05").check()
+        Gate.parse(f"found.found == true and {path} > 0.05")
 
 
 def test_deep_nesting_is_refused() -> None:
