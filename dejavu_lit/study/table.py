@@ -169,10 +169,11 @@ def write_study(
         "failed": dict(failures),
         "provenance": provenance(),
     }
-    if (earlier := _earlier_study(out, study)) is not None:  # so that nothing is rendered again
-        study = earlier
-    else:
-        write_json(out / "study.json", study)
+    with suppress(UserError, KeyError):  # missing or damaged
+        earlier = read_json_object(out / "study.json")
+        if json.loads(json.dumps({**study, "provenance": None})) == {**earlier, "provenance": None}:
+            study["provenance"] = earlier["provenance"]  # the same file, so that nothing is rendered again
+    write_json(out / "study.json", study)
     flat = [
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in flatten(row)} for row in rows
     ]
@@ -191,15 +192,6 @@ def read_study(path: Path) -> dict[str, Any]:
     if (damage := schema_error(study, "dejavu_lit.study", "study.schema.json")) is not None:
         raise UserError(f"{path} is damaged ({damage}); run dejavu mitigate again")
     return study
-
-
-def _earlier_study(out: Path, study: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The contents of study.json if they differ from ``study`` in their provenance alone."""
-    with suppress(UserError):  # missing or damaged
-        earlier = read_json_object(out / "study.json")
-        if json.loads(json.dumps({**study, "provenance": None})) == {**earlier, "provenance": None}:
-            return earlier
-    return None
 
 
 def _pool_settings(
