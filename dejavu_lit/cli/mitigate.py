@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,9 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
     from dejavu_lit.report.terminal import show_plan
     from dejavu_lit.study.plan import make_plan
     from dejavu_lit.study.runs import Launcher, train_here, train_missing
-    from dejavu_lit.study.slurm import SlurmLauncher
+    from dejavu_lit.study.slurm import train_by_slurm
 
-    launcher: Launcher = SlurmLauncher(settings.slurm) if settings.launcher == "slurm" else train_here
+    launcher: Launcher = partial(train_by_slurm, settings.slurm) if settings.launcher == "slurm" else train_here
     plan = make_plan(out, rows)
     show_plan(plan)
     if settings.plan_only:

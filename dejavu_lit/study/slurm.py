@@ -95,88 +95,83 @@ class SlurmSettings:
         return {name: value for name, value in parameters.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class SlurmLauncher:
-    """Trains run directories as SLURM jobs; a launcher as described in dejavu_lit.study.runs."""
+def train_by_slurm(settings: SlurmSettings, runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
+    """The launcher, as dejavu_lit.study.runs describes it: submit the runs that have no queued or running job, and wait."""
+    waiting = _queued(runs)
+    waiting |= _submit([path for path in runs if path not in waiting], settings)
+    try:
+        yield from _wait(waiting, settings.poll_s)
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(
+            f"interrupted; {len(waiting)} jobs continue; run the same command again to wait for them, "
+            "or cancel one with scancel NUMBER"
+        ) from None
 
-    settings: SlurmSettings
 
-    def __call__(self, runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
-        """Submit the runs that have no queued or running job, and yield each run when its job has ended."""
-        waiting = self._queued(runs)
-        waiting |= self._submit([path for path in runs if path not in waiting])
-        try:
-            yield from self._wait(waiting)
-        except KeyboardInterrupt as interrupt:
-            raise type(interrupt)(
-                f"interrupted; {len(waiting)} jobs continue; run the same command again to wait for them, "
-                "or cancel one with scancel NUMBER"
-            ) from None
+def _queued(runs: Sequence[Path]) -> dict[Path, str]:
+    """{directory: job number} of the runs whose saved job is queued or running."""
+    queue = _queue()
+    jobs = {path: str(read_json(path / JOB)["job"]) for path in runs if (path / JOB).is_file()}
+    queued = {path: job for path, job in jobs.items() if job in queue}
+    for path, job in queued.items():
+        log.info("%s already has job %s (%s)", path.name, job, queue[job][0].lower())
+    return queued
 
-    def _queued(self, runs: Sequence[Path]) -> dict[Path, str]:
-        """{directory: job number} of the runs whose saved job is queued or running."""
+
+def _wait(waiting: dict[Path, str], pause: float) -> Iterator[tuple[Path, str | None]]:
+    """Poll the queue, every ``pause`` seconds, until all jobs have ended; a run leaves ``waiting`` before it is yielded."""
+    misses: dict[Path, int] = {}
+    logged = ""
+    while waiting:
+        time.sleep(pause)
         queue = _queue()
-        jobs = {path: str(read_json(path / JOB)["job"]) for path in runs if (path / JOB).is_file()}
-        queued = {path: job for path, job in jobs.items() if job in queue}
-        for path, job in queued.items():
-            log.info("%s already has job %s (%s)", path.name, job, queue[job][0].lower())
-        return queued
+        for path, job in list(waiting.items()):
+            misses[path] = 0 if job in queue else misses.get(path, 0) + 1
+            failed = misses[path] >= MISSES and (misses[path] * pause >= LATE_S or "error: " in _output(path))
+            if RunDirectory(path).finished:
+                del waiting[path]
+                yield path, None
+            elif failed:
+                del waiting[path]
+                yield path, f"job {job}: {_failure_reason(path)}"
+        jobs = [queue[job] for job in waiting.values() if job in queue]
+        running = sum(state == "RUNNING" for state, _ in jobs)
+        reasons = "" if running else ", ".join(sorted({reason for _, reason in jobs} - {"None"}))
+        state = f"{running} jobs running, {len(waiting) - running} waiting{f' ({reasons})' if reasons else ''}"
+        if waiting and state != logged:
+            log.info("%s", state)
+            logged = state
 
-    def _wait(self, waiting: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
-        """Poll the queue until all jobs have ended; removes each run from ``waiting`` before yielding it."""
-        misses: dict[Path, int] = {}
-        logged = ""
-        while waiting:
-            time.sleep(self.settings.poll_s)
-            queue = _queue()
-            for path, job in list(waiting.items()):
-                misses[path] = 0 if job in queue else misses.get(path, 0) + 1
-                failed = misses[path] >= MISSES and (
-                    misses[path] * self.settings.poll_s >= LATE_S or "error: " in _output(path)
-                )
-                if RunDirectory(path).finished:
-                    del waiting[path]
-                    yield path, None
-                elif failed:
-                    del waiting[path]
-                    yield path, f"job {job}: {_failure_reason(path)}"
-            jobs = [queue[job] for job in waiting.values() if job in queue]
-            running = sum(state == "RUNNING" for state, _ in jobs)
-            reasons = "" if running else ", ".join(sorted({reason for _, reason in jobs} - {"None"}))
-            state = f"{running} jobs running, {len(waiting) - running} waiting{f' ({reasons})' if reasons else ''}"
-            if waiting and state != logged:
-                log.info("%s", state)
-                logged = state
 
-    def _submit(self, runs: Sequence[Path]) -> dict[Path, str]:
-        """Submit one job array per distinct trainer: {directory: job number}."""
+def _submit(runs: Sequence[Path], settings: SlurmSettings) -> dict[Path, str]:
+    """Submit one job array per distinct trainer: {directory: job number}."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("launcher=slurm needs submitit; pip install 'dejavu-lit[slurm]'") from None
+    arrays: dict[str, tuple[dict[str, Any], list[Path]]] = {}  # submitit's parameters, and the runs that share them
+    for path in runs:
+        parameters = settings.parameters(RunDirectory(path).read(TrainerSettings, "trainer"))
+        arrays.setdefault(repr(parameters), (parameters, []))[1].append(path)
+    jobs = {}
+    for parameters, paths in arrays.values():
+        folder = paths[0].parent / "slurm"
+        for path in paths:
+            (path / JOB).unlink(missing_ok=True)  # of a job that has ended
         try:
-            import submitit
-        except ImportError:
-            raise UserError("launcher=slurm needs submitit; pip install 'dejavu-lit[slurm]'") from None
-        trainers = {path: RunDirectory(path).read(TrainerSettings, "trainer") for path in runs}
-        arrays: dict[str, list[Path]] = {}  # {submitit's parameters: the runs that share them}
-        for path in runs:
-            arrays.setdefault(repr(self.settings.parameters(trainers[path])), []).append(path)
-        jobs = {}
-        for paths in arrays.values():
-            folder = paths[0].parent / "slurm"
-            for path in paths:
-                (path / JOB).unlink(missing_ok=True)  # of a job that has ended
-            try:
-                executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self.settings.requeues)
-                executor.update_parameters(job_name="dejavu", **self.settings.parameters(trainers[paths[0]]))
-                with executor.batch():
-                    submitted = [executor.submit(TrainingJob(path.resolve())) for path in paths]
-            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-                raise UserError(submission_error(error)) from None
-            except RuntimeError as error:  # no srun on this machine
-                raise UserError(f"launcher=slurm: {error}") from None
-            for path, job in zip(paths, submitted, strict=True):
-                save_job(path, job)
-                jobs[path] = str(job.job_id)
-            log.info("submitted %d jobs (%s …), logs in %s", len(paths), jobs[paths[0]], folder)
-        return jobs
+            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=settings.requeues)
+            executor.update_parameters(job_name="dejavu", **parameters)
+            with executor.batch():
+                submitted = [executor.submit(TrainingJob(path.resolve())) for path in paths]
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            raise UserError(submission_error(error)) from None
+        except RuntimeError as error:  # no srun on this machine
+            raise UserError(f"launcher=slurm: {error}") from None
+        for path, job in zip(paths, submitted, strict=True):
+            save_job(path, job)
+            jobs[path] = str(job.job_id)
+        log.info("submitted %d jobs (%s …), logs in %s", len(paths), jobs[paths[0]], folder)
+    return jobs
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_no_file_of_an_evaluation_holds_a_secret(runs, tmp_path):
 def test_no_file_of_a_job_of_slurm_holds_a_secret(runs, tmp_path, monkeypatch):
     """What is handed to sbatch: its script and submitit's own file. sbatch itself is a stand-in, which takes any job."""
     pytest.importorskip("submitit")
-    from dejavu_lit.study.slurm import JOB, SlurmLauncher, SlurmSettings
+    from dejavu_lit.study.slurm import JOB, SlurmSettings, _submit
 
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\necho Submitted batch job 7\n")
@@ -59,7 +59,7 @@ def test_no_file_of_a_job_of_slurm_holds_a_secret(runs, tmp_path, monkeypatch):
     folder = tmp_path / "study" / "runs" / "target"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_bytes((runs["target"] / "config.yaml").read_bytes())
-    assert SlurmLauncher(SlurmSettings())._submit([folder]) == {folder: "7"}
+    assert _submit([folder], SlurmSettings()) == {folder: "7"}
     assert (folder / JOB).is_file()
     assert list((folder.parent / "slurm").rglob("*.sh"))
     assert leaks(tmp_path, subprocess.CompletedProcess([], 0, "", "")) == []

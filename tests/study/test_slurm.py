@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.study import slurm
-from dejavu_lit.study.slurm import LATE_S, SlurmLauncher, SlurmSettings
+from dejavu_lit.study.slurm import LATE_S
 from dejavu_lit.utils.io import write_json
 
 
@@ -25,7 +25,7 @@ def polls(
 
     monkeypatch.setattr(slurm.time, "sleep", sleep)
     monkeypatch.setattr(slurm, "_queue", dict)
-    ((_, error),) = SlurmLauncher(SlurmSettings(poll_s=10))._wait({run: "7"})
+    ((_, error),) = slurm._wait({run: "7"}, 10)
     return len(sleeps), error
 
 
@@ -68,7 +68,7 @@ def test_why_no_job_runs_is_logged(tmp_path, monkeypatch, caplog):
         slurm, "_queue", lambda: answers.pop(0) if len(answers) > 1 else write_json(tmp_path / "run.json", {}) or {}
     )
     with caplog.at_level("INFO", logger="dejavu_lit"):
-        assert list(SlurmLauncher(SlurmSettings())._wait({tmp_path: "7"})) == [(tmp_path, None)]
+        assert list(slurm._wait({tmp_path: "7"}, 10)) == [(tmp_path, None)]
     assert caplog.messages == ["0 jobs running, 1 waiting (AssocGrpCPUMinutesLimit)", "1 jobs running, 0 waiting"]
 
 
