@@ -107,14 +107,17 @@ def code_digest() -> str:
 
 def save(place: tuple[Path, Sequence[str]], plot: "Plot") -> None:
     """Write a plot's files; ``place``: their folder and formats. The same numbers give the same bytes."""
+    from dejavu_lit.report.figures import NARROW
+
     folder, formats = place
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of each character that no installed font has
+        figure = plot.drawn()
         for kind in formats:
-            _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
+            _write(figure, kind, folder / f"{plot.name}.{kind}")
         if "svg" in formats:
-            _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
+            _write(plot.drawn(NARROW), "svg", folder / f"{plot.name}-narrow.svg")
     columns = dict.fromkeys(name for row in plot.rows for name in row)
     write_csv(folder / f"{plot.name}.csv", [{name: row.get(name) for name in columns} for row in plot.rows])
 

@@ -5,7 +5,7 @@ Figures are drawn without pyplot, so they share no state, and without an automat
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from textwrap import fill
 from typing import Any
 
@@ -78,16 +78,7 @@ class Plot:
     rows: Sequence[Mapping[str, Any]]
     draw: Callable[[], Figure]
 
-    @cached_property
-    def figure(self) -> Figure:
-        return self._drawn(WIDTH)
-
-    @cached_property
-    def narrow_figure(self) -> Figure:
-        """The same for phones."""
-        return self._drawn(NARROW)
-
-    def _drawn(self, width: float) -> Figure:
+    def drawn(self, width: float = WIDTH) -> Figure:
         with style(width):
             figure = self.draw()
             _add_legend(figure)

@@ -93,23 +93,23 @@ def test_arms_of_an_interval_are_never_negative() -> None:
 
 def test_gaps_have_their_unit_beside_the_panels(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
     for name in ("by-k", "by-threshold", "by-top-m", "planted", "sample", "sample-top-m"):
-        assert plots[name].figure.get_supylabel() == "gap (difference of shares)", name
-    assert study_figures["dataset-size"].figure.get_supylabel() == "gap (difference of shares)"
+        assert plots[name].drawn().get_supylabel() == "gap (difference of shares)", name
+    assert study_figures["dataset-size"].drawn().get_supylabel() == "gap (difference of shares)"
 
 
 def test_gaps(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     blocks = ("population", "swapped", "symmetric", "null", "corrected")
-    for axis, figure in zip(plots["gaps"].figure.axes, FIGURES, strict=True):
+    for axis, figure in zip(plots["gaps"].drawn().axes, FIGURES, strict=True):
         rows, values, intervals = zip(*forest_rows(axis), strict=True)
         assert rows == (0, 1, 2, 3, 4)
         assert list(values) == [metrics[b][figure]["value"] for b in blocks]
         np.testing.assert_allclose(intervals, [metrics[b][figure]["ci95"] for b in blocks])
-    labels = [text.get_text() for text in plots["gaps"].figure.axes[0].get_yticklabels()]
+    labels = [text.get_text() for text in plots["gaps"].drawn().axes[0].get_yticklabels()]
     assert [label.split(":")[0] for label in labels] == ["A", "B", "symmetric", "H", "corrected"]
 
 
 def test_recall_curves_and_the_area_between(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
-    axis = plots["recall"].figure.axes[0]
+    axis = plots["recall"].drawn().axes[0]
     curve = metrics["curves"]["recall"]
     drawn = lines(axis)
     assert drawn["target"] == (curve["x"], curve["target"])
@@ -127,7 +127,7 @@ def test_sample_level(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     assert len(by_k) > 1
     assert len(by_m) > 2
     for name, shown in (("sample", by_k), ("sample-top-m", by_m)):
-        axes = iter(plots[name].figure.axes)
+        axes = iter(plots[name].drawn().axes)
         for ranking in ("distance", "hits", "gap"):
             for gap in ("precision_gap", "recall_gap", "f1_gap"):
                 drawn = list(lines(next(axes)).values())
@@ -175,7 +175,7 @@ def test_sensitivity(name: str, plots: dict[str, Plot], metrics: dict[str, Any])
     if len(values) < 2:
         assert name not in plots
         return
-    for axis, figure in zip(plots[name].figure.axes, FIGURES, strict=True):
+    for axis, figure in zip(plots[name].drawn().axes, FIGURES, strict=True):
         for (xs, ys, ends), block in zip(bars(axis), ("symmetric", "population", "null"), strict=True):
             assert xs == [x for x, _ in values]
             assert ys == [blocks[block][figure]["value"] for _, blocks in values]
@@ -185,7 +185,7 @@ def test_sensitivity(name: str, plots: dict[str, Plot], metrics: dict[str, Any])
 def test_planted_memory(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     levels = metrics["planted"]["levels"]
     assert [level["exposure"] for level in levels] == [2, 20]
-    for axis, figure in zip(plots["planted"].figure.axes, FIGURES, strict=True):
+    for axis, figure in zip(plots["planted"].drawn().axes, FIGURES, strict=True):
         ((xs, ys, ends),) = bars(axis)
         assert xs == [2, 20]
         assert ys == [level[figure]["value"] for level in levels]
@@ -224,10 +224,10 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     assert [r["epoch"] for r in gaps_over_epochs(Path("x"), f"{renamed}@10")] == [5, 10]
 
     plot = next(p for p in evaluation_plots(metrics | {"epochs": measured}) if p.name == "epochs")
-    for axis, name in zip(plot.figure.axes, (*FIGURES, "val_accuracy"), strict=True):
+    for axis, name in zip(plot.drawn().axes, (*FIGURES, "val_accuracy"), strict=True):
         drawn = next(iter(lines(axis).values()))
         assert drawn == ([5, 10, 15], [r[name] for r in measured])
-    first = plot.figure.axes[0]
+    first = plot.drawn().axes[0]
     assert lines(first)["H: null control"] == ([5, 10, 15], [r["null_ppg"] for r in measured])
     (band,) = first.collections
     corners = band.get_paths()[0].vertices
@@ -243,13 +243,13 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
 
 def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     groups = metrics["subgroups"]["object"]["groups"]
-    for axis, figure in zip(plots["subgroups-object"].figure.axes, FIGURES, strict=True):
+    for axis, figure in zip(plots["subgroups-object"].drawn().axes, FIGURES, strict=True):
         drawn = bars(axis)
         assert [x for xs, _, _ in drawn for x in xs] == [group[figure]["value"] for group in groups]
         np.testing.assert_allclose(
             [e for _, _, ends in drawn for e in ends], [group[figure]["ci95"] for group in groups]
         )
-    names = [text.get_text() for text in plots["subgroups-object"].figure.axes[0].get_yticklabels()]
+    names = [text.get_text() for text in plots["subgroups-object"].drawn().axes[0].get_yticklabels()]
     assert names == [f"{group['group']}  ({group['records']})" for group in groups]
 
 
@@ -266,7 +266,7 @@ def test_subgroups_in_the_order_of_their_numbers_if_all_have_one(
 ) -> None:
     group = metrics["subgroups"]["object"]["groups"][0]
     result = {"basis": "symmetric", "groups": [group | {"group": name, "records": 7} for name in names]}
-    labels = subgroups("meta.x", result).figure.axes[0].get_yticklabels()
+    labels = subgroups("meta.x", result).drawn().axes[0].get_yticklabels()
     assert [label.get_text().partition("  ")[0] for label in labels] == drawn
 
 
@@ -347,11 +347,11 @@ def test_a_figure_of_the_same_numbers_is_not_drawn_again(
     first = draw_figures("evaluation", few, tmp_path / "one")
     (tmp_path / "one" / "recall.csv").unlink()  # an incomplete figure is drawn again
     with monkeypatch.context() as patch:
-        patch.setattr(Plot, "figure", None)
-        with pytest.raises(AttributeError):
+        patch.setattr(Plot, "drawn", None)
+        with pytest.raises(TypeError):
             draw_figures("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
     second = draw_figures("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
-    monkeypatch.setattr(Plot, "figure", None)
+    monkeypatch.setattr(Plot, "drawn", None)
     third = draw_figures("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
     assert first == second == third
     names = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
@@ -367,7 +367,7 @@ def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> Non
 
 
 def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
-    for width, figure in ((WIDTH, plot.figure), (NARROW, plot.narrow_figure)):
+    for width, figure in ((WIDTH, plot.drawn()), (NARROW, plot.drawn(NARROW))):
         name, frame = f"{plot.name} of {width} inches", figure.bbox
         with style(width):
             figure.draw_without_rendering()
@@ -404,9 +404,8 @@ def test_labels_of_any_length_fit_beside_the_panels(width: float) -> None:
 
 
 def test_the_narrow_figure_is_drawn_for_pages_only(metrics: dict[str, Any], tmp_path: Path) -> None:
-    plot = evaluation_plots(metrics)[0]
-    save((tmp_path, ("png",)), plot)
-    assert "narrow_figure" not in vars(plot)
+    save((tmp_path, ("png",)), evaluation_plots(metrics)[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"gaps.png", "gaps.csv"}
 
 
 @pytest.fixture
@@ -426,8 +425,9 @@ def test_chinese_labels_are_drawn_with_an_installed_font(chinese_font: None, tmp
     plot = Plot("p", "t", "w", [{"label": "冠"}], lambda: panels(1)[0])
     with style(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot.figure.text(0.5, 0.5, "冠")
-        plot.figure.savefig(tmp_path / "p.svg")  # without a warning
+        figure = plot.drawn()
+        figure.text(0.5, 0.5, "冠")
+        figure.savefig(tmp_path / "p.svg")  # without a warning
 
 
 def test_a_character_that_no_font_has_is_drawn_without_a_warning(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_an_evaluation_of_the_first_schema_has_no_such_section(plain: Path, scor
 
 def test_the_roc_and_the_scatter_show_the_scores(plots: dict[str, Plot], scored: Path) -> None:
     board = read_json(scored / "metrics.json")["membership"]
-    axis = plots["roc"].figure.axes[0]
+    axis = plots["roc"].drawn().axes[0]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     for name, (x, y) in zip(MEMBERSHIP, lines(axis).values(), strict=True):
         curve = zip(board[name]["roc"]["fpr"], board[name]["roc"]["tpr"], strict=True)
@@ -101,7 +101,7 @@ def test_the_roc_and_the_scatter_show_the_scores(plots: dict[str, Plot], scored:
     ]
     assert len(expected) == 118  # one pair was not drawn, one has no objects
     assert [(r["gap_in_hits"], r["clipmem"]) for r in plots["clipmem"].rows] == expected
-    x, y = lines(plots["clipmem"].figure.axes[0])["pairs of A"]
+    x, y = lines(plots["clipmem"].drawn().axes[0])["pairs of A"]
     assert list(zip(x, y, strict=True)) == expected
     for name in ("roc", "clipmem"):
         no_label_is_cut_or_overlaps_another(plots[name])
@@ -123,7 +123,7 @@ def drawn(rows: list[dict[str, Any]]) -> dict[str, Plot]:
 
 def test_every_setting_under_every_score() -> None:
     plot = drawn(MITIGATIONS)["scores"]
-    gaps, aucs = plot.figure.axes
+    gaps, aucs = plot.drawn().axes
     assert [text.get_text() for text in gaps.get_yticklabels()] == [r["name"] for r in MITIGATIONS]
     assert [value for _, value, _ in forest_rows(gaps)] == [r["symmetric"]["ppg"]["value"] for r in MITIGATIONS]
     expected = [with_membership(r)["membership"][name]["symmetric"] for r in MITIGATIONS for name in MEMBERSHIP]
@@ -145,7 +145,7 @@ def test_an_auc_of_1_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
     separated = [row | {"membership": board} for row in MITIGATIONS[:2]]
     point = points(study_of(separated))[0]
     assert (point["cosine"]["value"], point["cosine"]["low"], point["cosine"]["high"]) == (1.0, 1.0, 1.0)
-    assert forest_rows(scores_of_settings(study_of(separated)).figure.axes[1])
+    assert forest_rows(scores_of_settings(study_of(separated)).drawn().axes[1])
     assert "Interval of AUC of cosine" in write_report(evaluation, out=tmp_path / "r", limit=3).read_text()
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.report.figure_files import save
-from dejavu_lit.report.figures import Plot
+from dejavu_lit.report.figures import NARROW, Plot
 from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.report.study_points import knob_label, knobs, points
@@ -77,7 +77,7 @@ def drawn(rows: list[dict[str, Any]]) -> dict[str, Plot]:
 
 
 def test_each_knob_has_rows_of_its_values_with_the_default_starred() -> None:
-    axes = drawn(MITIGATIONS)["mitigations"].figure.axes
+    axes = drawn(MITIGATIONS)["mitigations"].drawn().axes
     assert [text.get_text() for text in axes[0].get_yticklabels()] == [
         *("text_mask", "0", "0.15", "0.5"),
         *("stop_epoch", "5", "20", "25"),
@@ -102,7 +102,7 @@ def test_without_a_result_of_the_default_no_other_setting_is_drawn_as_it() -> No
     study["ranking"] = [entry | {"default": "default", "recommended": None} for entry in study["ranking"]]
     plots = {plot.name: plot for plot in study_plots(study | {"recommended": None})}
     assert "mitigations" not in plots
-    (axis,) = plots["frontier"].figure.axes
+    (axis,) = plots["frontier"].drawn().axes
     assert {container.lines[0].get_marker() for container in axis.containers} == {"o"}
     assert study_sentence(study | {"recommended": None}) == (
         "no setting is recommended, because the default, default, has no result"
@@ -132,7 +132,7 @@ def test_a_setting_without_utility_leaves_its_cells_of_the_csv_empty(tmp_path: P
 
 def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
     rows = [r for r in contents["settings"] if r["train_size"] == 90]
-    axes = study_figures["mitigations"].figure.axes
+    axes = study_figures["mitigations"].drawn().axes
     assert len(axes) == 4  # the settings of this study differ in one knob
     names = ["none", "mask", "mask more"]  # text_mask 0.1, 0.7, 1
     for axis, figure in zip(axes[1:], FIGURES, strict=True):
@@ -153,7 +153,7 @@ def test_utility_has_the_interval_of_the_gaps() -> None:
 
 
 def test_frontier_and_recommendation(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
-    axis = study_figures["frontier"].figure.axes[0]
+    axis = study_figures["frontier"].drawn().axes[0]
     rows = {r["setting"]: r for r in study_figures["frontier"].rows}
     assert {(xs[0], ys[0]) for xs, ys, _ in bars(axis)} == {(r["utility_value"], r["ppg_value"]) for r in rows.values()}
     x, y = lines(axis)["frontier"]
@@ -167,8 +167,8 @@ def test_the_frontier_has_a_panel_for_each_public_set() -> None:
     single = {"public": "single", "overrides": ["evaluate.data.public=single"]}
     more = [row("default on single", 0.2, 0.2, **single), row("mask on single", 0.05, 0.3, **single)]
     plot = drawn([*MITIGATIONS, *more])["frontier"]
-    assert [axis.get_title() for axis in plot.figure.axes] == ["scenes", "single"]
-    assert [len(bars(axis)) for axis in plot.figure.axes] == [9, 2]
+    assert [axis.get_title() for axis in plot.drawn().axes] == ["scenes", "single"]
+    assert [len(bars(axis)) for axis in plot.drawn().axes] == [9, 2]
     assert [r["setting"] for r in plot.rows if r["recommended"]] == ["text_mask 0.5", "mask on single"]
     assert {r["setting"] for r in plot.rows if r["frontier"]} == {
         "text_mask 0.5",
@@ -180,7 +180,7 @@ def test_the_frontier_has_a_panel_for_each_public_set() -> None:
 
 def test_points_have_numbers_that_are_explained_below_the_panels() -> None:
     apart = [row(f"a setting with a long name {i}", 0.1 + 0.05 * i, 0.2 + 0.05 * (i % 3)) for i in range(9)]
-    figure = drawn(apart)["frontier"].figure
+    figure = drawn(apart)["frontier"].drawn()
     assert [text.get_text() for text in figure.axes[0].texts] == [str(i + 1) for i in range(9)]
     keys = [line for text in figure.texts[:2] for line in text.get_text().splitlines() if line]
     assert keys == [f"{i + 1}  {r['name']}" for i, r in enumerate(apart)]
@@ -188,7 +188,7 @@ def test_points_have_numbers_that_are_explained_below_the_panels() -> None:
 
 def test_long_names_end_within_the_picture() -> None:
     plot = drawn([row(f"{'W' * 80} {i}", 0.1 + 0.05 * i, 0.2 + 0.05 * (i % 3)) for i in range(9)])["frontier"]
-    for figure in (plot.figure, plot.narrow_figure):
+    for figure in (plot.drawn(), plot.drawn(NARROW)):
         figure.draw_without_rendering()
         assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.texts)
 
@@ -196,12 +196,12 @@ def test_long_names_end_within_the_picture() -> None:
 def test_points_that_nearly_coincide_share_a_label() -> None:
     places = [(0.2, 0.5), (0.6, 0.2), (0.201, 0.5), (0.202, 0.501), (0.203, 0.5)]
     plot = drawn([row(f"s{i}", *place) for i, place in enumerate(places)])["frontier"]
-    assert sorted(text.get_text() for text in plot.figure.axes[0].texts) == ["1, 3–5", "2"]
+    assert sorted(text.get_text() for text in plot.drawn().axes[0].texts) == ["1, 3–5", "2"]
 
 
 def test_dataset_size_by_pairs_and_by_exposure() -> None:
     plot = drawn(SIZES)["dataset-size"]
-    axes = np.array(plot.figure.axes).reshape(2, 4)
+    axes = np.array(plot.drawn().axes).reshape(2, 4)
     assert [axis.get_xlabel() for axis in axes[:, 0]] == ["training pairs", "times each pair was seen"]
     settings = list(dict.fromkeys(r["name"] for r in SIZES))
     for axis_row, x in zip(axes, ("train_size", "exposure"), strict=True):
@@ -223,7 +223,7 @@ def test_dataset_size_by_pairs_and_by_exposure() -> None:
 
 
 def test_dataset_size_over_seeds(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
-    axes = study_figures["dataset-size"].figure.axes
+    axes = study_figures["dataset-size"].drawn().axes
     assert len(axes) == 4  # all pairs were seen equally often, so exposure has no figure
     for axis, figure in zip(axes[1:], FIGURES, strict=True):
         for (xs, ys, _), name in zip(bars(axis), ("none", "mask", "mask more"), strict=True):
@@ -246,7 +246,7 @@ def test_a_study_without_utility_or_exposure_still_has_figures() -> None:
     rows = [{**r, "utility": {"target": None}, "exposure": {"target": None}} for r in settings]
     plots = drawn(rows)
     assert set(plots) == {"mitigations", "dataset-size"}
-    assert len(plots["dataset-size"].figure.axes) == 3
+    assert len(plots["dataset-size"].drawn().axes) == 3
     assert points(study_of(rows))[0]["exposure"] is None
 
 
