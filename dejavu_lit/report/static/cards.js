@@ -91,9 +91,12 @@ function withError(value, error, digits, unit) {
   return `${signed(value, digits)}${error === null ? "" : ` ± ${error.toFixed(digits)}`} ${unit}`;
 }
 
+function gapOf(card) {
+  return card.target.hits - card.reference.hits;
+}
+
 function cardElement(card, data, rank, root) {
-  const gap = card.target.hits - card.reference.hits;
-  const facts = [`gap ${signed(gap, 0)} hits`];
+  const facts = [`gap ${signed(gapOf(card), 0)} hits`];
   if (card.memorization) {
     const { hits, hits_se, alignment, alignment_se, halves } = card.memorization;
     const measured = [withError(hits, hits_se, 2, "hits"), withError(alignment, alignment_se, 3, "in alignment")].filter(Boolean);
@@ -114,12 +117,11 @@ async function startCards(box) {
   const { cards } = data;
   const query = (name) => box.querySelector(`[name="${name}"]`);
   const list = box.querySelector(".cards");
-  const gapOfCard = (card) => card.target.hits - card.reference.hits;
   const main = query("sort").options[0].value; // the order of the file
   const defaults = { sort: main, ...CHOICES };
   const orders = { // sorting is stable, so ties stay in the order of the file
     [main]: cards,
-    gap: [...cards].sort((a, b) => gapOfCard(b) - gapOfCard(a)),
+    gap: [...cards].sort((a, b) => gapOf(b) - gapOf(a)),
     hits: [...cards].sort((a, b) => b.target.hits - a.target.hits),
     distance: [...cards].sort((a, b) => a.distance - b.distance),
   };

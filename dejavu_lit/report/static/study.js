@@ -8,10 +8,6 @@ async function openSetting(label) {
   return { label, data, cards: new Map(data.cards.map((card) => [card.key, card])) };
 }
 
-function gapOf({ cards }, key) {
-  return cards.get(key).target.hits - cards.get(key).reference.hits;
-}
-
 function recalled({ cards, data }, key) {
   const card = cards.get(key);
   return new Set(card.objects ? card.target.predicted.filter((code) => card.objects.includes(code)).map((code) => data.labels[code]) : []);
@@ -23,7 +19,7 @@ function changedObjects(title, names, kindOfChip) {
 }
 
 function pairElement(first, second, key, rank) {
-  const [before, after] = [gapOf(first, key), gapOf(second, key)];
+  const [before, after] = [first, second].map((setting) => gapOf(setting.cards.get(key)));
   const head = make("header", {}, make("h3", {}, `${rank}. `, isolated(key)),
     make("span", {}, `gap ${signed(before, 0)} → ${signed(after, 0)} hits (${signed(after - before, 0)})`));
   const body = make("div", { class: "body" });
@@ -51,7 +47,7 @@ function startComparison(box) {
     list.replaceChildren(...part.map((key, i) => pairElement(first, second, key, page * PAGE + i + 1)));
     query("back").disabled = page === 0;
     query("next").disabled = (page + 1) * PAGE >= keys.length;
-    const changes = keys.map((key) => gapOf(second, key) - gapOf(first, key));
+    const changes = keys.map((key) => gapOf(second.cards.get(key)) - gapOf(first.cards.get(key)));
     const count = (test) => changes.filter(test).length.toLocaleString("en");
     status.textContent = `Pairs ${part.length ? page * PAGE + 1 : 0}–${page * PAGE + part.length} of ${keys.length.toLocaleString("en")} shown for both settings; ` +
       `the gap fell for ${count((c) => c < 0)}, rose for ${count((c) => c > 0)}, did not change for ${count((c) => c === 0)}`;
@@ -60,7 +56,7 @@ function startComparison(box) {
   async function compare() {
     const [first, second] = await Promise.all([openSetting(query("first").value), openSetting(query("second").value)]);
     const sign = query("order").value === "lost" ? 1 : -1;
-    const lost = (key) => sign * (gapOf(first, key) - gapOf(second, key));
+    const lost = (key) => sign * (gapOf(first.cards.get(key)) - gapOf(second.cards.get(key)));
     const keys = [...first.cards.keys()].filter((key) => second.cards.has(key)).sort((a, b) => lost(b) - lost(a));
     state = { first, second, keys, page: 0 };
     draw();
