@@ -179,9 +179,6 @@ def first_setting(study: Row, rows: Mapping[str, Row]) -> str | None:
 
 def second_setting(rows: Mapping[str, Row], first: str) -> str:
     """The row to compare with ``first``: another setting, if possible of the same size and seed."""
-
-    def likeness(label: str) -> tuple[bool, ...]:
-        same_name, *others = (rows[label][name] == rows[first][name] for name in ("name", "train_size", "seed"))
-        return not same_name, *others
-
-    return max((label for label in rows if label != first), key=likeness)
+    wanted = {"name": False, "train_size": True, "seed": True}  # whether it is the same as in ``first``
+    others = (label for label in rows if label != first)
+    return max(others, key=lambda label: [(rows[label][n] == rows[first][n]) is same for n, same in wanted.items()])
