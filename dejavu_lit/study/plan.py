@@ -14,7 +14,7 @@ from dejavu_lit.evaluation.settings import saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, RECORD_FILES
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
-from dejavu_lit.study.runs import keeping
+from dejavu_lit.study.runs import keeping, will_keep
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError
@@ -196,9 +196,6 @@ def _base_identity(run: TrainingRun) -> str:
 def _keeps_checkpoint(run: Path, epoch: int) -> bool:
     """Whether an existing run has the checkpoint of an epoch, or is configured to keep it."""
     directory = RunDirectory(run)
-    if directory.checkpoint(epoch).is_file():
-        return True
-    if directory.finished:
-        return False
-    trainer = directory.read(TrainerSettings, "trainer")
-    return epoch in trainer.checkpoint_at or epoch % trainer.checkpoint_epochs == 0
+    if directory.finished or directory.checkpoint(epoch).is_file():
+        return directory.checkpoint(epoch).is_file()
+    return will_keep(directory.read(TrainerSettings, "trainer"), epoch)
