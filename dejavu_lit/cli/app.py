@@ -85,8 +85,6 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
 
     job.__module__, job.__qualname__ = task.__module__, f"_{config_name}_job"
     setattr(sys.modules[task.__module__], job.__qualname__, job)  # launchers pickle the job by its name
-    command.__name__ = config_name
-    command.__doc__ = task.__doc__
     return command
 
 

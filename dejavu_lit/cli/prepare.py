@@ -18,12 +18,10 @@ def prepare(settings: Prepare) -> Path:
     data = settings.data
     if data.shards is not None:
         defaults = Prepare(data)
-        unused = [
-            name for name in ("max_skipped", "pairs_per_shard") if getattr(settings, name) != getattr(defaults, name)
-        ]
-        if any(settings.keys.values()) or unused:
+        names = ("max_skipped", "pairs_per_shard", "keys")
+        if unused := [name for name in names if getattr(settings, name) != getattr(defaults, name)]:
             raise UserError(
-                f"{next(iter(unused), 'keys')} does not apply to raw shards (data.shards), which are used as they are: the hash "
+                f"{unused[0]} does not apply to raw shards (data.shards), which are used as they are: the hash "
                 "of a key decides its set; drop the option, or run dejavu prepare data=shards"
             )
     for option, given in (("data.exclude", data.exclude), ("keys", any(settings.keys.values()))):
