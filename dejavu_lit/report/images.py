@@ -129,9 +129,8 @@ def _listed_thumbnails(index: Path, state: str) -> dict[str, Thumbnail]:
     try:
         saved = read_json_object(index)
         entries = saved["thumbnails"].items() if saved["shards"] == state else ()
-        listed = {key: Thumbnail(*entry) for key, entry in entries}
-        known = {key: thumbnail for key, thumbnail in listed.items() if THUMBNAIL_NAME.fullmatch(thumbnail.name)}
-    except (UserError, KeyError, TypeError, AttributeError):  # missing or damaged
+        known = {key: Thumbnail(*entry) for key, entry in entries if THUMBNAIL_NAME.fullmatch(entry[0])}
+    except (UserError, LookupError, TypeError, AttributeError):  # missing or damaged
         return {}
     return {key: thumbnail for key, thumbnail in known.items() if is_plain_file(index.parent / thumbnail.name)}
 

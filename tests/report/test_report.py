@@ -843,7 +843,7 @@ def test_an_earlier_report_shows_no_other_files(plain: Path, tmp_path: Path) -> 
     linked.symlink_to(folder / "secret.webp")
     changed["thumbnails"][outside][0] = "../../secret.webp"
     write_json(lists[0], changed)
-    write_json(lists[1], {"thumbnails": 5})
+    write_json(lists[1], read_json(lists[1]) | {"thumbnails": {"damaged": []}})
     drawing = report / "figures" / "gaps.svg"
     drawing.unlink()
     drawing.symlink_to(folder / "secret.webp")
