@@ -69,8 +69,6 @@ def evaluation_page(
     main_name = headline(metrics)
     sentence = metrics["found"]["words"].removeprefix(narrative.VERDICTS[state]).lstrip(":, ")
     sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
-    if "membership" not in metrics:  # of the first schema
-        del sections["membership"]
     template = templates().get_template("evaluation.html.j2")
     return template.render(
         sections=sections,
