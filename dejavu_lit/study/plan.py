@@ -196,6 +196,6 @@ def _base_identity(run: TrainingRun) -> str:
 def _keeps_checkpoint(run: Path, epoch: int) -> bool:
     """Whether an existing run has the checkpoint of an epoch, or is configured to keep it."""
     directory = RunDirectory(run)
-    if directory.finished or directory.checkpoint(epoch).is_file():
-        return directory.checkpoint(epoch).is_file()
-    return will_keep(directory.read(TrainerSettings, "trainer"), epoch)
+    if directory.checkpoint(epoch).is_file():
+        return True
+    return not directory.finished and will_keep(directory.read(TrainerSettings, "trainer"), epoch)
