@@ -12,6 +12,7 @@ training size and for planted repetitions.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain, product
 
 import numpy as np
 
@@ -179,17 +180,22 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
     counts = np.zeros(int(starts[-1]), dtype=np.int64)
     for epoch in range(-(-steps // plan.steps)):
         current = replace(plan, epoch=epoch)
-        done = min(steps - epoch * plan.steps, plan.steps)
-        for rank in range(plan.world):
-            first, last = rank * plan.steps * plan.batch, (rank + 1) * plan.steps * plan.batch
-            for part in current.stretch(first, last):
-                np.add.at(counts, starts[part[:, 0]] + part[:, 1], 1)
-            for worker in range(plan.workers or 1) if done < plan.steps else ():  # what was not reached
-                for part in current.parts(rank, worker, done):
-                    np.add.at(counts, starts[part[:, 0]] + part[:, 1], -1)
+        done = steps - epoch * plan.steps
+        processes = product(range(plan.world), range(plan.workers or 1)) if done < plan.steps else ()
+        not_reached = chain.from_iterable(current.parts(rank, worker, done) for rank, worker in processes)
+        for times, parts in ((1, current.stretch(0, plan.world * plan.steps * plan.batch)), (-1, not_reached)):
+            for part in parts:
+                np.add.at(counts, starts[part[:, 0]] + part[:, 1], times)
     if not plan.excluded:
         return counts
     return counts.take(np.concatenate([starts[shard] + plan.members(shard) for shard in range(len(plan.sizes))]))
+
+
+def exposure_range(counts: np.ndarray | None) -> dict[str, float] | None:
+    """{mean, min, max} of the exposures of a training set; None if they are unknown."""
+    if counts is None:
+        return None
+    return {"mean": float(counts.mean()), "min": int(counts.min()), "max": int(counts.max())}
 
 
 def _without(positions: np.ndarray, dropped: Positions | None, shard: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
-from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposures, pairs_per_rank
+from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposure_range, exposures, pairs_per_rank
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
@@ -74,33 +74,25 @@ class PairDataModule(pl.LightningDataModule):
         self._tokenizer = self.tokenizer
         self._vocabulary: Sequence[str] = ()
 
-    def plan(self, epoch: int, world: int) -> EpochPlan:
-        """The plan of one epoch on ``world`` ranks; raises UserError if the global batch is not divisible by their number."""
-        return epoch_plan(
-            self.train_set.sizes,
-            self.seed,
-            epoch,
-            world,
-            self.loader.workers,
-            pairs_per_rank(self.batch, world),
-            self.data.prefix,
-            self.data.repeat,
-            self._excluded,
-            self._removed,
-        )
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of the first epoch; raises UserError if the global batch is not divisible by the number of ranks."""
+        world, data = self._world, self.data
+        batch, absent = pairs_per_rank(self.batch, world), (self._excluded, self._removed)
+        sizes = self.train_set.sizes
+        return epoch_plan(sizes, self.seed, 0, world, self.loader.workers, batch, data.prefix, data.repeat, *absent)
 
-    def exposure(self, batches: int, world: int) -> dict[str, Any]:
+    def exposure(self, batches: int) -> dict[str, Any]:
         """For run.json: the number of training pairs, and how often they were seen in so many batches of every rank."""
-        counts = exposures(self.plan(0, world), batches)
-        exposure = {"mean": float(counts.mean()), "min": int(counts.min()), "max": int(counts.max())}
-        return {"train_size": len(counts), "exposure": exposure}
+        counts = exposures(self.plan, batches)
+        return {"train_size": len(counts), "exposure": exposure_range(counts)}
 
     def setup(self, stage: str) -> None:
         """Check the sizes and the captions, and decode all images once if they fit into memory.
 
         With augmentation, the cache holds whole images, augmented again each epoch: it never changes what is trained.
         """
-        total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
+        total, limit = sum(self.plan.sizes), self.loader.cache_mb * 2**20
         self._check_captions(total)
         if self._cache is not None:
             return
@@ -116,7 +108,7 @@ class PairDataModule(pl.LightningDataModule):
 
     @property
     def _sources(self) -> Sources:
-        pairs = self.train_set, self.plan(0, self._world), self._rank
+        pairs = self.train_set, self.plan, self._rank
         return *pairs, self.preprocess, self._tokenizer, self.mitigation, self._vocabulary, self.augment
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:

@@ -97,21 +97,23 @@ class RawDataModule(PairDataModule):
         self.data.check_options()
         super().__post_init__()
 
-    def plan(self, epoch: int, world: int) -> EpochPlan:
+    @property
+    def plan(self) -> EpochPlan:
         """How much an epoch reads, treating all shards as one; raises UserError for fewer shards than loader processes."""
-        parts, shards = world * max(self.loader.workers, 1), len(self.data.raw_shards().addresses)
+        world, shards = self._world, len(self.data.raw_shards().addresses)
+        parts = world * max(self.loader.workers, 1)
         if shards < parts and not self.data.resampled:
             raise UserError(
                 f"data.shards has {shards} shards for {world} ranks × {self.loader.workers} loader processes; lower "
                 "trainer.loader.workers or trainer.devices, or set data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)
-        return epoch_plan([pairs], self.seed, epoch, world, self.loader.workers, pairs_per_rank(self.batch, world))
+        return epoch_plan([pairs], self.seed, 0, world, self.loader.workers, pairs_per_rank(self.batch, world))
 
-    def exposure(self, batches: int, world: int) -> dict[str, Any]:
+    def exposure(self, batches: int) -> dict[str, Any]:
         """For run.json: the number of training pairs, and how often they are expected to have been seen."""
-        plan = self.plan(0, world)
-        mean = batches * world * plan.batch / plan.entries
+        plan = self.plan
+        mean = batches * plan.world * plan.batch / plan.entries
         return {"train_size": plan.entries, "exposure": {"mean": mean, "min": None, "max": None}}
 
     def setup(self, stage: str) -> None:

@@ -113,7 +113,7 @@ class ClipModule(pl.LightningModule):
         """Create the loss for the number of ranks; small sets are logged at least once per epoch."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         trainer = cast(Any, self.trainer)
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan.steps)
         self._loss = contrastive_loss(self.siglip, self.mitigation.label_smoothing, rank, world)
         if world > 1:
             self._check_ranks_agree()
@@ -221,7 +221,7 @@ class ClipModule(pl.LightningModule):
         return file_sha256(self.pairs.data.folder / MANIFEST)
 
     def _pair_order(self) -> dict[str, int]:
-        plan = self.pairs.plan(0, self.trainer.world_size)
+        plan = self.pairs.plan
         return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
 
     def replaced(self) -> int:
@@ -234,7 +234,7 @@ class ClipModule(pl.LightningModule):
         return total
 
     def _check_replaced(self, replaced: int) -> None:
-        plan = self.pairs.plan(0, self.trainer.world_size)
+        plan = self.pairs.plan
         read = plan.steps * plan.world * plan.batch
         if replaced > self.pairs.loader.bad_share * read:
             raise UserError(
@@ -267,7 +267,7 @@ class ClipModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=recipe.gradient_clip is None
         )
-        horizon = recipe.epochs * self.pairs.plan(0, self.trainer.world_size).steps
+        horizon = recipe.epochs * self.pairs.plan.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, recipe, horizon)
         )

@@ -225,7 +225,7 @@ def _write_results(
         export_weights(merged(module.model.state_dict()), RunDirectory(out).model)
     reasons = (getattr(callback, "stopped", None) for callback in cast(Any, trainer).callbacks)
     stopped = next(filter(None, reasons), None)
-    plan = module.pairs.plan(0, trainer.world_size)
+    plan = module.pairs.plan
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     record = {
         "schema": RUN_SCHEMA,
@@ -237,7 +237,7 @@ def _write_results(
         "stopped": stopped,  # the reason, if the run ended before its last epoch
         **({"gaps": gaps.report()} if gaps else {}),
         "unreadable": dict(unreadable),  # {reason: pairs} over all epochs; other pairs were read in their place
-        **module.pairs.exposure(batches, trainer.world_size),
+        **module.pairs.exposure(batches),
         "seconds": round(seconds, 1),  # over all calls
         "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
         "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),

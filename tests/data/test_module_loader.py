@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing import active_children
 
 import pytest
@@ -36,7 +37,7 @@ def pairs(folder):
 
 def planned(pairs: PairDataModule, epoch: int, step: int = 0) -> list[list[int]]:
     """The positions in the set of every batch that a loader must yield: one of each worker in turn."""
-    plan, starts = pairs.plan(epoch, 1), pairs.train_set.starts
+    plan, starts = replace(pairs.plan, epoch=epoch), pairs.train_set.starts
     streams = [[(starts[b[:, 0]] + b[:, 1]).tolist() for b in batches(plan, 0, worker)] for worker in range(2)]
     turns = [stream[turn] for turn in range(plan.steps) for stream in streams if turn < len(stream)]
     return turns[step:]

@@ -77,7 +77,7 @@ def seen(batches) -> dict[int, tuple[bytes, str]]:
 
 
 def epoch_of(pairs: PairDataModule, epoch: int) -> dict[int, tuple[bytes, str]]:
-    plan = pairs.plan(epoch, 1)
+    plan = replace(pairs.plan, epoch=epoch)
     return seen(
         PairStream(
             pairs.train_set,
