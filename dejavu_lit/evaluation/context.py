@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
 from dejavu_lit.evaluation.settings import PairEvaluation, saved_settings
@@ -124,14 +123,6 @@ def finished_metrics(out: Path, context: Mapping[str, Any], statistics: Mapping[
             log.info("%s is finished; nothing to do", out)
             return metrics
     return None
-
-
-def searched_public_keys(spec: EvaluationSpec, context: Mapping[str, Any]) -> list[str] | None:
-    """The public keys that were searched; None if all annotated ones were."""
-    if not context["public_left_out"]:
-        return None
-    (annotated,), _ = read_objects([spec.objects / context["public"]], spec.settings.threshold)
-    return sorted(set(annotated.keys) - set(context["public_left_out"]))
 
 
 def _without_recomputable(config: Mapping[str, Any]) -> dict[str, Any]:

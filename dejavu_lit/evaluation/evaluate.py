@@ -7,13 +7,13 @@ top_m, objects), the figures are recomputed from the records in seconds, without
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dejavu_lit.data.epoch import exposure_range
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.objects import Objects, check_images, read_objects
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
@@ -124,31 +124,28 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
     with ranks.step():
         embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
         # Before the search, which would be in vain if images lack objects.
-        annotated = _read_objects(spec, inputs, embedded) if ranks.rank == 0 else None
+        objects, known = _read_objects(spec, inputs, embedded) if ranks.rank == 0 else ({}, {})
         searches = _searches(spec, embedded, largest_k, ranks.world)
         for search in searches.values():
             search.run(ranks.share)
     with ranks.step():
-        if annotated is None:
+        if ranks.rank > 0:
             return {}
         results = {name: search.result() for name, search in searches.items()}
         # How often training saw each pair: A by the target, B by the reference; None if unknown.
-        trained = {"population": inputs.models["target"], "swapped": inputs.models["reference"]}
-        exposures = {
-            block: trained[block].exposure(inputs.shards[block]) for block in trained if block in inputs.shards
-        }
+        trained_on = {"target": "population", "reference": "swapped"}
+        measured = [(role, block) for role, block in trained_on.items() if block in inputs.shards]
+        exposures = {block: inputs.models[role].exposure(inputs.shards[block]) for role, block in measured}
         # An earlier one would take the new records for its own, and for scored.
         (spec.out / CONTEXT).unlink(missing_ok=True)
-        _write_records(
-            spec, inputs, embedded, annotated, {name: neighbors for name, (neighbors, _) in results.items()}, exposures
-        )
+        neighbors = {name: found for name, (found, _) in results.items()}
+        _write_records(spec, inputs, embedded, objects, neighbors, exposures)
         return {
             "largest_k": largest_k,
-            "public": inputs.public_name,
-            "public_left_out": annotated.unsearched,
-            "images": annotated.images,
+            "public": spec.data.public_name,
+            **known,
             "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
-            "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures.get("swapped"))},
+            "exposure": {role: exposure_range(exposures.get(block)) for role, block in trained_on.items()},
             "raw_shards": _raw_shards(inputs),
             # A base is trained otherwise by design.
             "training_differences": None if spec.is_against_base else training_differences(**inputs.models),
@@ -193,32 +190,22 @@ def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
     return copies
 
 
-@dataclass(frozen=True)
-class _Annotated:
-    """The objects of the measured images, by block, and of the public ones; the annotated public keys not searched.
-
-    images: {set: {shard: fingerprint of its images}}.
-    """
-
-    truth: dict[str, Objects]
-    public: Objects
-    unsearched: list[str]
-    images: dict[str, dict[str, str]]
-
-
-def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
+def _read_objects(
+    spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets
+) -> tuple[dict[str, Objects], dict[str, Any]]:
+    """The objects of the measured images, by block, and of the searched ones, "public"; and what context.json has of them."""
     # A and B as one: in a random half each has pairs of both.
     trained = ["A", "B"] if spec.data.half else [BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in (*trained, BLOCK_SETS["null"])}
-    images = {name: shards.images() for name, shards in {**sets, inputs.public_name: inputs.public}.items()}
+    images = {name: shards.images() for name, shards in {**sets, spec.data.public_name: inputs.public}.items()}
     _check_images(spec, images)
-    others = (spec.objects / name for name in (BLOCK_SETS["null"], inputs.public_name))
+    others = (spec.objects / name for name in (BLOCK_SETS["null"], spec.data.public_name))
     (pool, holdout, public), _ = read_objects(
         [[spec.objects / name for name in trained], *others], spec.settings.threshold
     )
-    truth = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
-    unsearched = sorted(set(public.keys) - set(embedded.public_keys))
-    return _Annotated(truth, public.take(embedded.public_keys), unsearched, images)
+    objects = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
+    left_out = sorted(set(public.keys) - set(embedded.public_keys))
+    return objects | {"public": public.take(embedded.public_keys)}, {"public_left_out": left_out, "images": images}
 
 
 def _check_images(spec: EvaluationSpec, images: Mapping[str, Mapping[str, str]]) -> None:
@@ -244,7 +231,7 @@ def _write_records(
     spec: EvaluationSpec,
     inputs: EvaluationInputs,
     embedded: EmbeddedSets,
-    annotated: _Annotated,
+    objects: Mapping[str, Objects],
     neighbors: Mapping[tuple[str, str], Neighbors],
     exposures: Mapping[str, np.ndarray | None],
 ) -> None:
@@ -262,7 +249,7 @@ def _write_records(
             columns[EXPOSURE] = [int(exposure[position[key]]) for key in keys]
         # On B the roles are exchanged: the model trained on B is the target there.
         target, reference = (neighbors[role, block] for role in (reversed(SIDES) if block == "swapped" else SIDES))
-        records = Records(captions, annotated.truth[block], annotated.public, target, reference, columns)
+        records = Records(captions, objects[block], objects["public"], target, reference, columns)
         write_records(spec.out / RECORD_FILES[block], records, spec.settings.k, spec.settings.top_m)
 
 
@@ -288,9 +275,3 @@ def _tabulated_names(entries: Sequence[Mapping[str, Any]], asked: Collection[str
             *(len(rare), len(counts), 100 * RARE, next(iter(rare))),
         )
     return [name for name in counts if name not in rare]
-
-
-def _span(counts: np.ndarray | None) -> dict[str, float] | None:
-    if counts is None:
-        return None
-    return {"mean": float(counts.mean()), "min": int(counts.min()), "max": int(counts.max())}

@@ -8,7 +8,7 @@ from typing import Any
 from dejavu_lit.data.key_lists import meant_keys, read_keys
 from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
+from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec
 from dejavu_lit.measure.groups import COLUMNS, group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
 from dejavu_lit.measure.metrics import gap_blocks, measure
@@ -37,8 +37,9 @@ def write_metrics(
     against_base: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Compute the figures from the records on disk, and write metrics.json and the tables beside it."""
-    out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
-    sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
+    out, settings = spec.out, spec.settings
+    searched = settings.threshold, context["public"], context["public_left_out"]
+    sets, objects_at = read_evaluation(out, spec.objects, *searched)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics["membership"] = None
     if spec.evaluation.membership is None:
@@ -62,7 +63,7 @@ def write_metrics(
     if spec.further_objects:
         metrics["by_objects"] = {}
     for name, artifact in spec.further_objects.items():  # the same neighbors
-        joined, _ = read_evaluation(out, artifact, settings.threshold, context["public"], public_keys)
+        joined, _ = read_evaluation(out, artifact, *searched)
         metrics["by_objects"][name] = gap_blocks(joined, settings, f"in the artifact {name}")
     tables: dict[str, Any] = {
         "memorized.csv": most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)

@@ -1,7 +1,7 @@
 """The saved records and figures of an evaluation, from which other figures follow in seconds and without a model."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +34,7 @@ def read_evaluation(
     objects: Path | str,
     threshold: float,
     public: str = "P",
-    public_keys: Sequence[str] | None = None,
+    left_out: Collection[str] = (),
     blocks: Collection[str] = tuple(RECORD_FILES),
 ) -> tuple[dict[str, Records], ObjectsAt]:
     """The records in an evaluation's folder, joined to the objects at ``threshold``, the lowest annotator score that counts.
@@ -42,7 +42,7 @@ def read_evaluation(
     Args:
         folder: has records.parquet and, if they were measured, records_null.parquet and records_swapped.parquet.
         objects: the artifact, a folder with one subfolder per set.
-        public: the name of the public set that was searched; public_keys: its searched keys, if not all of them.
+        public: the name of the public set that was searched; left_out: its annotated keys that were not.
         blocks: those to read.
 
     Returns:
@@ -62,7 +62,7 @@ def read_evaluation(
         trained = [a, b] if "swapped" in paths or any(b.glob("*.parquet")) else [a]
         holdout = [h] if "null" in paths else []
         pool, *rest, public_objects = read_objects([trained, *holdout, objects / public], threshold)[0]
-        searched = public_objects.take(sorted(public_objects.keys if public_keys is None else public_keys))
+        searched = public_objects.take(sorted(public_objects.rows.keys() - left_out))
         by_set = {BLOCK_SETS[name]: rest[0] if name == "null" else pool for name in paths}
         return by_set | {"P": searched}
 
