@@ -261,13 +261,6 @@ class DataSpec:
             f"{suggest(self.public, self.public_sets)} nor another set of {self.folder} nor a folder of shards"
         )
 
-    def check_labelled(self) -> None:
-        if self.labelled and not self.set_folder(self.labelled).is_dir():
-            raise UserError(
-                f"data.labelled={self.labelled} is not a set of {self.folder} nor a folder of shards; "
-                "name one, or leave it empty for none (data.labelled=)"
-            )
-
     def objects_folder(self, choice: str | None = None, option: str = "objects") -> Path:
         """The object artifact chosen by ``option`` (a name or a folder), else the data's own, else the only one there is."""
         known, name = self._object_names(), choice or self.objects

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.objects.vocabulary import is_class_number, read_class_names
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_choice
 
 IMAGENET = "imagenet"  # as classes= and templates=: open_clip's own lists
 ORDER = "order"  # as classes_by=: the sorted labels are the classes
@@ -16,16 +16,17 @@ LISTED_LABELS = 10  # of those that match no class, in the message
 log = logging.getLogger(__name__)
 
 
-def check_prompts(data: DataSpec) -> None:
-    """Raise UserError for classes, templates or ``classes_by`` that cannot be used, before anything is computed."""
+def check_labelled(data: DataSpec) -> None:
+    """Raise UserError for a labelled set, classes, templates or ``classes_by`` that cannot be used, before computing anything."""
     if data.labelled:
+        if not data.set_folder(data.labelled).is_dir():
+            raise UserError(
+                f"data.labelled={data.labelled} is not a set of {data.folder} nor a folder of shards; "
+                "name one, or leave it empty for none (data.labelled=)"
+            )
         _class_names(data.classes, [])
         prompts(data.templates)
-        if data.classes_by and data.classes_by != ORDER:
-            raise UserError(
-                f"data.classes_by={data.classes_by} is unknown; choose {ORDER}, or leave it empty to match labels by name or "
-                "number"
-            )
+        check_choice("data.classes_by", data.classes_by or "null", (ORDER, "null"))
 
 
 def class_list(

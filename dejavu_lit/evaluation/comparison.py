@@ -11,7 +11,7 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.class_names import check_prompts
+from dejavu_lit.evaluation.class_names import check_labelled
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.measure.controls import differences_sentence
@@ -38,7 +38,6 @@ class EvaluationInputs:
     shards: dict[str, ShardSet]
     members: dict[str, tuple[list[str], int]]
     public: ShardSet
-    public_name: str
     data: DataSpec
 
     @classmethod
@@ -64,8 +63,7 @@ class EvaluationInputs:
         given = evaluation.data.train_size
         sizes = {block: _measured_pairs(trained[block], given) if block != "null" else None for block in shards}
         public = open_public(data, k)
-        data.check_labelled()
-        check_prompts(data)
+        check_labelled(data)
         modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},
@@ -73,14 +71,13 @@ class EvaluationInputs:
             shards=shards,
             members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
             public=public,
-            public_name=data.public_name,
             data=data,
         )
 
     def embed(self, share: tuple[int, int]) -> None:
         """Compute missing embeddings, utility's included, of every n-th shard from the i-th on, for ``share`` = (i, n)."""
         for role, model in self.models.items():
-            model.embed(self.public, self.public_name, self.public_modality[role], share=share)
+            model.embed(self.public, self.data.public_name, self.public_modality[role], share=share)
             for block, shards in self.shards.items():
                 model.embed(shards, BLOCK_SETS[block], "text", self.members[block][1], share)
             if not model.captions_only:
@@ -109,7 +106,7 @@ class EmbeddedSets:
         """
         roles, blocks = inputs.models, inputs.shards
         public = {
-            role: model.embeddings(inputs.public, inputs.public_name, inputs.public_modality[role])
+            role: model.embeddings(inputs.public, inputs.data.public_name, inputs.public_modality[role])
             for role, model in roles.items()
         }
         captions = {
@@ -129,7 +126,7 @@ class EmbeddedSets:
         if (lacking := len(inputs.public) - len(embedded)) > 0:
             log.warning(
                 "%d of %d public images of %s lack an embedding of target or reference; they are not searched",
-                *(lacking, len(inputs.public), inputs.public_name),
+                *(lacking, len(inputs.public), inputs.data.public_name),
             )
         keys = {}
         for block in blocks:
@@ -154,7 +151,8 @@ class EmbeddedSets:
                 )
         if not public_keys:
             raise UserError(
-                f"target and reference share no embedding of the public set {inputs.public_name}; give embeddings of its images"
+                f"target and reference share no embedding of the public set {inputs.data.public_name}; give embeddings "
+                "of its images"
             )
         return cls(public, captions, public_keys, keys)
 

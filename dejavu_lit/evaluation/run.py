@@ -47,7 +47,7 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
 
     It does for a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
     """
-    from dejavu_lit.evaluation.class_names import check_prompts
+    from dejavu_lit.evaluation.class_names import check_labelled
     from dejavu_lit.evaluation.comparison import open_public
     from dejavu_lit.evaluation.search import load_faiss
 
@@ -59,8 +59,7 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     if (measured.public_folder() / SIZES).is_file():  # else its pairs would be counted for every setting
         open_public(measured, max(evaluation.measurement.ks))
     _check_objects(evaluation, measured)
-    measured.check_labelled()
-    check_prompts(measured)
+    check_labelled(measured)
 
 
 def _check_files(evaluation: EvaluationSettings) -> None:

@@ -14,7 +14,7 @@ from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.evaluation.class_names import check_prompts, class_list
+from dejavu_lit.evaluation.class_names import check_labelled, class_list
 from dejavu_lit.evaluation.run import changed_data
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.objects.annotators.coco import CocoLookup
@@ -112,24 +112,23 @@ def test_sets_elsewhere_have_names_of_their_own(tmp_path: Path, monkeypatch: pyt
     assert replace(data, public="single").public_folder() == tmp_path / "data/single"  # of data.extra
     assert replace(data, public="second").public_folder() == tmp_path / "second/P"
     assert data.set_folder("second/../imagenet").resolve() == tmp_path / "imagenet"
-    replace(data, labelled="imagenet").check_labelled()
+    check_labelled(replace(data, labelled="imagenet"))
 
 
 def test_labelled_sets_and_objects(tmp_path: Path) -> None:
-    assert message_of(DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled) == (
+    assert message_of(lambda: check_labelled(DataSpec("mine", dir=str(tmp_path), labelled="L"))) == (
         f"data.labelled=L is not a set of {tmp_path} nor a folder of shards; name one, or leave it empty for none "
         "(data.labelled=)"
     )
     (tmp_path / "L").mkdir()
-    DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled()
+    check_labelled(DataSpec("mine", dir=str(tmp_path), labelled="L"))
 
 
 def test_an_empty_labelled_set_replaces_that_of_a_run(tmp_path: Path) -> None:
     run = DataSpec("mine", dir=str(tmp_path), labelled="gone", classes="gone.txt", classes_by="order")
     given = settings("evaluate", "target=x", "reference=y", "data.labelled=", "data.classes_by=").data
     changed = changed_data(run, given)
-    changed.check_labelled()
-    check_prompts(changed)
+    check_labelled(changed)
     assert class_list(["cat", "dog"], ["dog"], changed.classes_by)[1] == {"dog": 1}
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.evaluation.class_names import check_prompts, class_list
+from dejavu_lit.evaluation.class_names import check_labelled, class_list
 from dejavu_lit.utils.errors import UserError
 
 
@@ -25,7 +25,7 @@ def test_class_lists(tmp_path):
         class_list("imagent", ["cow"])
 
 
-def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
+def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for(tmp_path):
     names = ["tench", "goldfish", "volleyball"]
     with pytest.raises(UserError, match=r"1 of 3 labels are not in classes= \(3 names\): 'Tinca'.*classes_by=order"):
         class_list(names, ["Tinca", "goldfish", "volleyball"])
@@ -45,7 +45,7 @@ def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
     with pytest.raises(UserError, match="there are 2 labels and 12 names"):
         class_list(many, ["a", "b"], "order")
     with pytest.raises(UserError, match=r"data\.classes_by=position is unknown"):
-        check_prompts(DataSpec("scenes", labelled="L", classes=many, classes_by="position"))
+        check_labelled(DataSpec("scenes", labelled=str(tmp_path), classes=many, classes_by="position"))
 
 
 def test_numbers_that_may_be_counted_from_1_are_named(caplog):
@@ -67,9 +67,10 @@ def test_a_list_of_classes_is_read_as_utf_8_before_anything_is_computed(tmp_path
     with pytest.raises(UserError, match=r"line 2 of .*names\.txt is blank, and a name's number is that of its line"):
         class_list(str(path), ["0", "2"])
     path.write_text("jalapeño", encoding="latin-1")
+    (tmp_path / "L").mkdir()
     data = DataSpec("scenes", dir=str(tmp_path), labelled="L", classes=str(path))
     with pytest.raises(UserError, match=r"names\.txt cannot be read .*; give one in UTF-8"):
-        check_prompts(data)
-    check_prompts(replace(data, labelled=None))
+        check_labelled(data)
+    check_labelled(replace(data, labelled=None))
     with pytest.raises(UserError, match=r"one \{\} each"):
-        check_prompts(replace(data, classes=None, templates="a photo"))
+        check_labelled(replace(data, classes=None, templates="a photo"))

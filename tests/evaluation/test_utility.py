@@ -12,7 +12,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.evaluation import utility
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.class_names import prompts
+from dejavu_lit.evaluation.class_names import check_labelled, prompts
 from dejavu_lit.evaluation.embeddings import write_embeddings
 from dejavu_lit.evaluation.utility import class_vectors, linear_probe, read_labels, retrieval, zero_shot
 from dejavu_lit.models.zoo import load_encoder
@@ -144,7 +144,7 @@ def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp
     before = sorted(tmp_path.glob("mine/**/*"))
     assert [path.name for path in before if path.is_file()] == ["00000.tar"]
     data = DataSpec("scenes", dir=str(tmp_path / "data"), labelled=str(folder))
-    data.check_labelled()
+    check_labelled(data)
     for seed in (0, 1):
         model = AuditedModel(f"local-dir:{write_clip(tmp_path / str(seed), seed)}", tmp_path / "store")
         model.embeddings(data.shard_set("P"), "P", "image")
