@@ -134,17 +134,14 @@ def hash_images(
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
     """
-    contents = [_load(part) for part in parts]
-    jobs: list[tuple[int, Part, list[int], Content]] = []
-    for number, (part, content) in enumerate(zip(parts, contents, strict=True)):
-        if rows := [row for row, reason in enumerate(content[1]) if reason is None or (reason and retry)]:
-            jobs.append((number, part, rows, content))
+    contents = [_load(part, retry) for part in parts]
+    unread = [reasons.count(None) for _, reasons in contents]
+    jobs = [(number, parts[number], contents[number]) for number, count in enumerate(unread) if count]
     total = sum(part.size for part in parts)
-    done = total - sum(len(rows) for _, _, rows, _ in jobs)
-    with progress(None, what, total=total, unit="pair", done=done) as bar:
-        for number, count, content in map_unordered(_hash_part, read, jobs, workers):
+    with progress(None, what, total=total, unit="pair", done=total - sum(unread)) as bar:
+        for number, content in map_unordered(_hash_part, read, jobs, workers):
             contents[number] = content
-            bar.update(count)
+            bar.update(unread[number])
     hashes = np.concatenate([np.zeros(0, FIELDS), *(images for images, _ in contents)]).view(ImageHashes)
     reasons = enumerate(chain.from_iterable(why for _, why in contents))
     return hashes, {row: reason for row, reason in reasons if reason}
@@ -174,7 +171,7 @@ def decode_and_hash(data: bytes) -> int | None:
         return perceptual_hash(image)
 
 
-def _load(part: Part) -> Content:
+def _load(part: Part, retry: bool) -> Content:
     """The content of a part; nothing read yet if it is missing, of other pairs, or damaged (with a warning)."""
     try:
         if part.path.exists():
@@ -182,15 +179,16 @@ def _load(part: Part) -> Content:
                 hashes, reasons = content["hashes"], content["reasons"].tolist()
                 is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
             if is_current and len(hashes) == len(reasons) == part.size:
-                return hashes.view(ImageHashes), reasons
+                return hashes.view(ImageHashes), [None if reason and retry else reason for reason in reasons]
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
     return np.zeros(part.size, FIELDS).view(ImageHashes), [None] * part.size
 
 
-def _hash_part(read: Read, job: tuple[int, Part, Sequence[int], Content]) -> tuple[int, int, Content]:
-    """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
-    number, part, rows, (hashes, reasons) = job
+def _hash_part(read: Read, job: tuple[int, Part, Content]) -> tuple[int, Content]:
+    """Hash the images of a part that were not read yet and save it; returns its number and its content."""
+    number, part, (hashes, reasons) = job
+    rows = [row for row, reason in enumerate(reasons) if reason is None]
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):
@@ -204,4 +202,4 @@ def _hash_part(read: Read, job: tuple[int, Part, Sequence[int], Content]) -> tup
         hashes[row] = (content_digest(pair.image), value or 0, value is not None, captions, True)
     with atomic(part.path) as path, open(path, "wb") as file:
         np.savez(file, hashes=hashes, reasons=np.array(reasons), of=np.array(part.identity))
-    return number, len(rows), (hashes, reasons)
+    return number, (hashes, reasons)

@@ -56,18 +56,18 @@ def read_chunks(index: ShardIndex, modality: Modality) -> Iterator[tuple[Sequenc
         yield index.keys[start : start + CHUNK], list(islice(pairs, CHUNK))
 
 
-def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality) -> Chunk:
-    """The usable rows of the one chunk that begins at ``start``, read by its offset."""
+def read_chunk(encoder: Encoder, index: ShardIndex, start: int) -> Chunk:
+    """The usable images of the one chunk that begins at ``start``, read by its offset."""
 
     def read(position: int) -> Pair | BadPair:
         try:
-            return index.read(position, image=modality == "image")
+            return index.read(position)
         except BadPair as bad:
             return bad
 
     keys = index.keys[start : start + CHUNK]
     pairs = [read(position) for position in range(start, start + len(keys))]
-    return decode_chunk(encoder, keys, pairs, modality)
+    return decode_chunk(encoder, keys, pairs, "image")
 
 
 def decode_chunk(encoder: Encoder, keys: Sequence[str], pairs: Sequence[Pair | BadPair], modality: Modality) -> Chunk:

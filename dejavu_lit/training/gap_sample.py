@@ -115,7 +115,7 @@ class ImageSample:
 
         def load(place: tuple[int, int]) -> Chunk:
             shard, start = place
-            chunk = cache.get(place) or read_chunk(encoder, self.shards.index(shard), start, "image")
+            chunk = cache.get(place) or read_chunk(encoder, self.shards.index(shard), start)
             if fits:
                 cache[place] = chunk
             return chunk
