@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
@@ -23,7 +23,16 @@ NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key
 MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
 WEBDATASET_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
 
-Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
+
+class Member(NamedTuple):
+    """Where the data of a file in a tar is, in bytes, and the file's name there."""
+
+    offset: int
+    size: int
+    name: str = ""
+
+
+Members = dict[str, Member]  # of one pair, by extension
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,6 @@ class ShardIndex:
     path: Path
     keys: tuple[str, ...]
     members: tuple[Members, ...]
-    # {name of a member: (position of its pair, extension)}
-    places: dict[str, tuple[int, str]] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)  # {KEY.extension, or "hidden": number of members of no pair}
 
     def __len__(self) -> int:
@@ -44,14 +51,12 @@ class ShardIndex:
     def images(self) -> str:
         """A fingerprint of the images, by which their objects are known (``images_fingerprint``)."""
         extensions = map(image_extension_of, self.members)
-        sizes = (m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True))
+        sizes = (m[e].size if e else 0 for m, e in zip(self.members, extensions, strict=True))
         return images_fingerprint(zip(self.keys, sizes, strict=True))
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
-        rows = {position: row for row, position in enumerate(positions)}
-        places = {name: (rows[position], e) for name, (position, e) in self.places.items() if position in rows}
         keys, members = (self.keys[position] for position in positions), (self.members[p] for p in positions)
-        return ShardIndex(self.path, tuple(keys), tuple(members), places)
+        return ShardIndex(self.path, tuple(keys), tuple(members))
 
     def pairs(self, positions: Sequence[int] | None = None, image: bool = True) -> Iterator[Pair | BadPair]:
         """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
@@ -64,11 +69,11 @@ class ShardIndex:
         order = range(len(self)) if positions is None else positions
         last = {position: turn for turn, position in enumerate(order)}
         needed = {position: _needed(self.members[position], image) for position in last}
-        names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
+        places = {self.members[p][e].name: (p, e) for p, extensions in needed.items() for e in extensions}
         held: dict[int, dict[str, Any]] = {position: {} for position in last}
         with open_shard(self.path) as stream:
-            files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
-            samples = group_by_keys(files, keys=self.places.__getitem__)
+            files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=places.__contains__)
+            samples = group_by_keys(files, keys=places.__getitem__)
             for turn, position in enumerate(order):
                 while not needed[position] <= held[position].keys():
                     sample = self._next(samples)
@@ -98,16 +103,16 @@ class ShardIndex:
 def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pair:
     """The pair of these members of a shard; raises as ``ShardIndex.read`` does."""
     with open_shard(path) as file:
-        content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
+        content = {e: read_member(file.fileno(), path, members[e]) for e in _needed(members, image)}
     return _decode(key, members, content, image)
 
 
 def _needed(members: Members, image: bool) -> set[str]:
     """The extensions of the members to read: none of a pair without an image, and none that is too large."""
     extension = image_extension_of(members)
-    if extension is None or members[extension][1] > MAX_IMAGE_BYTES:
+    if extension is None or members[extension].size > MAX_IMAGE_BYTES:
         return set()
-    texts = {name for name in TEXTS if name in members and members[name][1] <= MAX_JSON_BYTES}
+    texts = {name for name in TEXTS if name in members and members[name].size <= MAX_JSON_BYTES}
     return texts | ({extension} if image else set())
 
 
@@ -116,7 +121,7 @@ def _decode(key: str, members: Members, content: Mapping[str, bytes], image: boo
     extension = image_extension_of(members)
     if extension is None:
         raise BadPair(NO_IMAGE)
-    if members[extension][1] > MAX_IMAGE_BYTES:
+    if members[extension].size > MAX_IMAGE_BYTES:
         raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
     # What was not read is too long, and is rejected by its length.
     texts = {n: content[n] if n in content else bytes(MAX_JSON_BYTES + 1) for n in TEXTS if n in members}
@@ -124,7 +129,7 @@ def _decode(key: str, members: Members, content: Mapping[str, bytes], image: boo
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Index one tar; only its headers are read. An index takes 1.2 KB per pair.
+    """Index one tar; only its headers are read. An index takes 1.1 KB per pair.
 
     Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
     the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members, and those that
@@ -134,7 +139,6 @@ def read_index(path: Path) -> ShardIndex:
         UserError: not a tar, compressed, cut short, a member but a regular file with a plain relative name, or a duplicate key.
     """
     groups: dict[str, Members] = {}
-    names: dict[int, str] = {}  # of the members by the offset of their data
     unused = Counter[str]()
     for member, (*folders, file) in _members(path):
         if is_hidden("/".join((*folders, file))) or WEBDATASET_METADATA.match(member.name):
@@ -144,18 +148,12 @@ def read_index(path: Path) -> ShardIndex:
         group = groups.setdefault("/".join((*folders, base)), {})
         if extension.lower() in group:
             raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
-        group[extension.lower()] = (member.offset_data, member.size)
-        names[member.offset_data] = member.name
+        group[extension.lower()] = Member(member.offset_data, member.size, member.name)
     pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
-    places = {
-        names[members[extension][0]]: (position, extension)
-        for position, members in enumerate(pairs.values())
-        for extension in (image_extension_of(members), *TEXTS)
-        if extension in members
-    }
-    offsets = ((e, offset) for group in groups.values() for e, (offset, _) in group.items())
-    unused.update(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
-    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, unused)
+    used = {m[e].offset for m in pairs.values() for e in (image_extension_of(m), *TEXTS) if e in m}
+    members = ((e, member) for group in groups.values() for e, member in group.items())
+    unused.update(f"KEY.{json_safe(e)}" for e, member in members if member.offset not in used)
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), unused)
 
 
 # For the shards of a set, which are indexed several times. Raw shards, each of ten times as many pairs, are not kept.
@@ -227,11 +225,11 @@ def image_extension_of(members: Collection[str]) -> str | None:
     return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
 
 
-def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
-    """``size`` bytes of an open shard from ``offset`` on; raises UserError naming ``path`` if the file is shorter."""
+def read_member(descriptor: int, path: Path, member: Member) -> bytes:
+    """The data of a member of an open shard; raises UserError naming ``path`` if the file is shorter."""
     with name_file_in_errors(path):
-        data = os.pread(descriptor, size, offset)
-    if len(data) != size:
+        data = os.pread(descriptor, member.size, member.offset)
+    if len(data) != member.size:
         raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
     return data
 

@@ -22,7 +22,7 @@ import numpy as np
 from dejavu_lit.data.decode import BadPair, Pair
 from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.data.remote import source
-from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_range
+from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_member
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, read_json, visible_files, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
@@ -120,10 +120,10 @@ def _digest(index: ShardIndex) -> str:
     digest = hashlib.sha256()
     with open_shard(index.path) as file:
         for key, members in zip(index.keys, index.members, strict=True):
-            digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
+            digest.update(repr((key, sorted((name, member.size) for name, member in members.items()))).encode())
             for name in ("txt",) if "txt" in members else ("json", "cls"):
                 if name in members:
-                    digest.update(read_range(file.fileno(), index.path, *members[name]))
+                    digest.update(read_member(file.fileno(), index.path, members[name]))
     return digest.hexdigest()[:16]
 
 

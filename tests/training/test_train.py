@@ -198,7 +198,7 @@ def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path)
     broken = tmp_path / "scenes"
     shutil.copytree(scenes, broken)
     index = index_shard(broken / "A" / "00000.tar")
-    offset, size = index.members[3]["png"]
+    offset, size, _ = index.members[3]["png"]
     with open(index.path, "r+b") as file:
         file.seek(offset)
         file.write(b"\0" * size)

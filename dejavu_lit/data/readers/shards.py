@@ -20,7 +20,7 @@ from braceexpand import braceexpand
 
 from dejavu_lit.data.decode import TEXTS, BadPair, Pair, caption_lines, meta_captions, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
-from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, image_extension_of, read_index, read_pair
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, Member, ShardIndex, image_extension_of, read_index, read_pair
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dejavu_lit.data.objects import Annotation
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
+NO_MEMBER = Member(-1, -1)
 TEXT = TEXTS[0]
 LINES = "lines"
 LOOKED_AT = 20  # pairs whose texts are looked at for several captions
@@ -66,7 +67,9 @@ class ShardReader:
             names.extend(index.keys if self.key is None else self._json_keys(index))
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
-            rows = [[m.get(e, (-1, -1)) for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members]
+            rows = [
+                [m.get(e, NO_MEMBER)[:2] for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members
+            ]
             ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)
         if self.key is not None and len(set(names)) < len(names):
@@ -121,7 +124,7 @@ class ShardReader:
         index, shards, ranges, _ = self._members
         row = index.row(key)
         members = {
-            name: (int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
+            name: Member(int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
         }
         return read_pair(self._tars[shards[row]], key, members)
 
