@@ -75,17 +75,15 @@ def later_duplicates(
     """
     groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
-    excluded_sets = {shard: frozenset(positions) for shard, positions in excluded.items()}  # for fast membership tests
     location = {
         shards.index(shard).keys[position]: (shard, position)
         for shard, positions in positions_of(shards, {key for group in groups for key in group}).items()
-        for position in positions
-        if position < used[shard] and position not in excluded_sets.get(shard, ())
+        for position in set(positions).difference(excluded.get(shard, ()))
+        if position < used[shard]
     }
     removed: dict[int, list[int]] = {}
     for group in groups:
-        trained = [key for key in sorted(group) if key in location]
-        for key in trained[1:]:
+        for key in [key for key in sorted(group) if key in location][1:]:
             shard, position = location[key]
             removed.setdefault(shard, []).append(position)
     return {shard: tuple(sorted(positions)) for shard, positions in removed.items()}
