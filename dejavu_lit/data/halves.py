@@ -16,7 +16,7 @@ import numpy as np
 from dejavu_lit.data.key_lists import spanned_keys
 from dejavu_lit.data.manifest import MANIFEST, duplicate_groups, listed_members
 from dejavu_lit.data.shards import ShardIndex, ShardSet, index_shard
-from dejavu_lit.data.splits import UNUSED, seeded_hash
+from dejavu_lit.data.splits import UNUSED, hash_order
 from dejavu_lit.utils.errors import UserError
 
 POOL = ("A", "B")  # the sets that are dealt again
@@ -116,7 +116,7 @@ def deal(
             grouped.update(members)
     units |= {key: [row] for key, row in row_of.items() if key not in grouped}
     first_keys = sorted(units)
-    order = np.argsort(seeded_hash(first_keys, seed, f"half {half}"), kind="stable")
+    order = hash_order(first_keys, seed, f"half {half}")
     sides, free = np.full(len(keys), UNUSED, np.int8), list(sizes)
     for turn, unit in enumerate(order.tolist()):
         rows = units[first_keys[unit]]

@@ -30,7 +30,7 @@ from dejavu_lit.data.near_duplicates import HASH
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.settings import DISTANCES
-from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, set_sizes, shard_order
+from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, hash_order, set_sizes
 from dejavu_lit.data.write_sets import PairSet, write_sets
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json
@@ -234,11 +234,11 @@ def _listed_name(reader: Reader) -> Callable[[str], str]:
 
 def _pair_sets(job: Preparation, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
     """The sets to write: those of the main source, then the extra ones without images that are in the former."""
-    main, order = scans[MAIN], shard_order(scans[MAIN].keys, job.seed)
+    main, order = scans[MAIN], hash_order(scans[MAIN].keys, job.seed, "order")
     codes = assignment.member[order]
     sets = [PairSet(n, job.sources[MAIN], main, order[codes == SETS.index(n)]) for n in assignment.sizes]
     for name, source in job.extra.items():
-        order = shard_order(scans[name].keys, job.seed)
+        order = hash_order(scans[name].keys, job.seed, "order")
         sets.append(PairSet(name, source, scans[name], order[assignment.is_new(scans[name])[order]]))
     return sets
 

@@ -30,6 +30,11 @@ def seeded_hash(keys: Sequence[str], seed: int, purpose: str) -> np.ndarray:
     return np.frombuffer(b"".join(map(digest, keys)), dtype="<u8")
 
 
+def hash_order(keys: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """The rows of ``keys`` in the order of their hash, int64 [n]; the first of them are a random draw."""
+    return np.argsort(seeded_hash(keys, seed, purpose), kind="stable")
+
+
 def check_sets(option: str, names: Iterable[str]) -> None:
     """Raise UserError if ``option`` names a set that is not one of SETS."""
     if unknown := [name for name in names if name not in SETS]:
@@ -134,7 +139,7 @@ def split(
     group_sizes = np.bincount(groups[allowed != NONE], minlength=len(groups))
     set_of_root = np.full(len(groups), NONE, dtype=np.int8)
     np.maximum.at(set_of_root, groups, allowed)
-    order = roots[np.argsort(seeded_hash([keys[root] for root in roots.tolist()], seed, "set"), kind="stable")]
+    order = roots[hash_order([keys[root] for root in roots.tolist()], seed, "set")]
     queues = {code: order[set_of_root[order] == code] for code in (ANY, *np.unique(allowed[allowed >= 0]).tolist())}
     chosen = np.full(len(groups), UNUSED, dtype=np.int8)  # by root
     for code, name in enumerate(SETS):
@@ -151,8 +156,3 @@ def split(
                 capacity -= size
         queues[source] = queue[remaining]
     return np.where(allowed == NONE, UNUSED, chosen.take(groups)).astype(np.int8)
-
-
-def shard_order(keys: Sequence[str], seed: int) -> np.ndarray:
-    """The rows of ``keys`` (sorted) in the order in which a set is written, int64 [n]."""
-    return np.argsort(seeded_hash(keys, seed, "order"), kind="stable")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.data.splits import hash_order, seeded_hash
 from dejavu_lit.measure.figures import BLOCK_SETS, MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.per_pair import add_q, tail
@@ -149,7 +149,7 @@ def _score_figures(
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:
     """Which of the scored pairs of H are in the first half, by hash; bool [n]."""
     keys = [key for key, kept in zip(null.keys, null.has_objects, strict=True) if kept or score != "dejavu"]
-    ranks = np.argsort(np.argsort(seeded_hash(keys, 0, "control"), kind="stable"), kind="stable")
+    ranks = np.argsort(hash_order(keys, 0, "control"), kind="stable")
     return np.asarray(ranks < len(keys) // 2)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.data.splits import hash_order
 from dejavu_lit.utils.parallel import for_blocks
 
 OTHERS = 512  # pairs of H that each pair is compared with
@@ -33,8 +33,7 @@ class OtherPairs:
 
 def drawn_others(keys: Sequence[str]) -> list[str]:
     """The keys of H whose pairs all others are compared with: the 513 with the smallest hash."""
-    order = np.argsort(seeded_hash(keys, 0, "membership"), kind="stable")[: OTHERS + 1]
-    return [keys[row] for row in order.tolist()]
+    return [keys[row] for row in hash_order(keys, 0, "membership")[: OTHERS + 1].tolist()]
 
 
 def model_scores(

@@ -21,7 +21,7 @@ from dejavu_lit.data.key_lists import prefix
 from dejavu_lit.data.objects import Objects, check_images, read_objects
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
-from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.data.splits import hash_order
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_captions, read_chunk
 from dejavu_lit.evaluation.embeddings import Modality
@@ -56,7 +56,7 @@ class PairSample:
         Raises UserError if no pair has objects, or a member was not annotated.
         """
         keys = [key for key, number in zip(members, objects.take(members).counts(), strict=True) if number]
-        smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
+        smallest = hash_order(keys, 0, "gaps")[:count]
         captions = _read_captions(shards, {keys[row] for row in smallest})
         if not captions:
             raise UserError(f"no pair of {shards.folder} has an object, so no gap can be measured; check data.objects=")
@@ -82,8 +82,8 @@ class ImageSample:
     def __init__(self, shards: ShardSet, count: int | None = None) -> None:
         """``count``: the least number of images, in complete chunks of smallest hash; None for all images."""
         chunks = [(shard, start) for shard, size in enumerate(shards.sizes) for start in range(0, size, CHUNK)]
-        hashes = seeded_hash([f"{shards.names[shard]}/{start}" for shard, start in chunks], 0, "gaps")
-        chosen = np.argsort(hashes, kind="stable")[: None if count is None else -(-count // CHUNK)]
+        order = hash_order([f"{shards.names[shard]}/{start}" for shard, start in chunks], 0, "gaps")
+        chosen = order[: None if count is None else -(-count // CHUNK)]
         self.shards, self.chunks = shards, [chunks[row] for row in sorted(chosen)]
         self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.splits import ANY, NONE, SETS, UNUSED, allowed_sets, seeded_hash, set_sizes, shard_order, split
+from dejavu_lit.data.splits import ANY, NONE, SETS, UNUSED, allowed_sets, hash_order, seeded_hash, set_sizes, split
 from dejavu_lit.utils.errors import UserError
 
 
@@ -129,11 +129,11 @@ def test_a_larger_a_contains_the_smaller_one(source: tuple, more: int) -> None:
 @given(sources())
 def test_the_order_depends_on_key_and_seed_only(source: tuple) -> None:
     keys, _, _, seed = source
-    ordered = [keys[row] for row in shard_order(keys, seed)]
+    ordered = [keys[row] for row in hash_order(keys, seed, "order")]
     assert sorted(ordered) == keys
     # A subset keeps the order of all keys: prefixes of A stay prefixes whatever the other sets are.
     subset = keys[::2]
-    assert [subset[row] for row in shard_order(subset, seed)] == [key for key in ordered if key in set(subset)]
+    assert [subset[row] for row in hash_order(subset, seed, "order")] == [key for key in ordered if key in set(subset)]
 
 
 def test_the_order_within_a_set_is_not_the_order_of_assignment() -> None:
@@ -141,7 +141,7 @@ def test_the_order_within_a_set_is_not_the_order_of_assignment() -> None:
     keys = [f"{number:05d}" for number in range(4000)]
     groups = np.arange(4000) // 2 * 2
     member = unlisted_split(keys, groups, {"A": 1000}, seed=0)
-    order = shard_order(keys, seed=0)
+    order = hash_order(keys, 0, "order")
     in_a = order[member[order] == 0]
     is_second = in_a % 2 == 1
     assert len(in_a) == 1000
