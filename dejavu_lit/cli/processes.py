@@ -15,7 +15,8 @@ from hydra.types import RunMode
 
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import Ranks, check_ranks, current_ranks
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, killed_by
+from dejavu_lit.utils.exit_codes import fail
 from dejavu_lit.utils.parallel import thread_count
 
 READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options apply to training only
@@ -76,8 +77,10 @@ def _launch_ranks(count: int) -> NoReturn:
     try:
         elastic_launch(ranks, sys.executable)(*sys.orig_argv[1:])
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        sys.exit(code if code > 0 else 128 - code)
+        rank, failure = error.get_first_failure()
+        if (code := failure.exitcode) < 0:  # it could not say anything itself
+            fail(f"rank {rank} was {killed_by(-code)}; run the same command again to continue", 128 - code)
+        sys.exit(code)
     except SignalException as error:
         sys.exit(128 + int(error.sigval))
     sys.exit(0)

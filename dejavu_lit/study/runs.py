@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, killed_by
 from dejavu_lit.utils.io import locked, no_links
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -165,8 +165,5 @@ def failure_reason(output: str, code: int, log_file: Path) -> str:
     if errors := [line for line in lines if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")
     if code < 0:
-        memory = ", often because memory ran out" if -code == signal.SIGKILL else ""
-        return (
-            f"killed by {signal.Signals(-code).name}{memory}; run the same command again to resume from its checkpoint"
-        )
+        return f"{killed_by(-code)}; run the same command again to resume from its checkpoint"
     return f"exited with code {code}: {lines[-1] if lines else 'no output'}; see {log_file}"

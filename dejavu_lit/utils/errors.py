@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -137,6 +138,12 @@ def lacks_memory(error: BaseException) -> bool:
 def device_failed(error: BaseException) -> bool:
     """Whether the GPU failed: after most of these errors it refuses all further work of the process."""
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+
+
+def killed_by(number: int) -> str:
+    """How a process ended that could not say so: the signal, and why it mostly comes."""
+    memory = ", often because memory ran out" if number == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(number).name}{memory}"
 
 
 def os_error_sentence(error: OSError) -> str:

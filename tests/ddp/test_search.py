@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -139,13 +140,29 @@ def held(path):
     return False
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alone, tmp_path):
-    out = tmp_path / "gap"
+def embedding(options, out):
+    """An evaluation that has started its ranks, and embedded a first part."""
     (process,) = by_itself([*options, f"out={out}"])
     until = time.monotonic() + 300
     while not list(out.glob("embeddings/*/*/*.npy")) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.05)
+    return process
+
+
+def test_a_rank_that_is_killed_is_named(options, tmp_path):
+    """As the system does when memory runs out: the rank itself says nothing."""
+    process = embedding(options, tmp_path / "gap")
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    code, said = end(process)
+    assert code == 137, said
+    assert "error: rank 1 was killed by SIGKILL, often because memory ran out; run the same command again" in said
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alone, tmp_path):
+    out = tmp_path / "gap"
+    process = embedding(options, out)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
     process.communicate()
