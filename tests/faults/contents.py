@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 # What differs between any two runs: times, and what is told of the machine. Everything else must be equal.
-TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns", "sha256"}  # of checkpoints, which hold seconds, too
+# The last two are of files that hold times: checkpoints, and what a report is made of.
+TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns", "sha256", "made_of"}
 # Of who is at work, what was said meanwhile, and what a killed process was writing: hidden, never read, and left behind.
 NOTES = (".lock", ".log", ".part")
 
