@@ -66,10 +66,25 @@ def test_a_config_that_cannot_encode_is_a_users_mistake(part, values, reason, tm
         build_model(spec, tmp_path)
 
 
-def test_embeddings_without_values_are_refused(tmp_path):
-    spec = ModelSpec("own", {**CONFIG, "embed_dim": 0})
+@pytest.mark.parametrize(
+    ("config", "shapes"),
+    [
+        ({"embed_dim": 0}, r"\(0,\) and \(64,\)"),
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "pool_type": "none"}}, r"\(17, 64\) and \(64,\)"),
+        (
+            {"vision_cfg": {**CONFIG["vision_cfg"], "width": 64, "attentional_pool": "parallel"}},
+            r"\(1, 64\) and \(64,\)",
+        ),
+        (
+            {"custom_text": True, "embed_dim": 32, "text_cfg": {**CONFIG["text_cfg"], "proj_type": "none"}},
+            r"\(32,\) and \(64,\)",
+        ),
+    ],
+)
+def test_embeddings_that_are_not_vectors_of_one_length_are_refused(config, shapes, tmp_path):
+    spec = ModelSpec("own", {**CONFIG, **config})
     export_config(spec, tmp_path)
-    with pytest.raises(UserError, match="its embeddings have no values"):
+    with pytest.raises(UserError, match=f"its embeddings have the shapes {shapes}, which must be"):
         build_model(spec, tmp_path)
 
 
