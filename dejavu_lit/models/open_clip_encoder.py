@@ -24,12 +24,13 @@ from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from dejavu_lit.models.towers import image_tower, text_tower, unit_features
 from dejavu_lit.models.weights import (
+    OPENAI_SIZES,
     SUFFIXES,
     checkpoint_state,
+    plain_state,
     stored_state,
     warn_of_interpolation,
     weights_hash,
-    without_prefixes,
 )
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -219,9 +220,10 @@ def _build(
     quick = bool(config.get("quick_gelu", False))
     with explained(problem, remedy), silenced():
         stored = stored_state(file) if file else {}
-        if checkpoint or any("_orig_mod." in entry for entry in stored):  # open_clip itself removes only module.
+        # open_clip itself removes only the prefix module.
+        if checkpoint or any("_orig_mod." in entry or entry in OPENAI_SIZES for entry in stored):
             model = create_model(source, load_weights=False, pretrained_text=False)
-            model.load_state_dict(checkpoint_state(checkpoint) if checkpoint else without_prefixes(stored))
+            model.load_state_dict(checkpoint_state(checkpoint) if checkpoint else plain_state(stored))
         else:
             model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
         architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}

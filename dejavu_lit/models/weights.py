@@ -15,6 +15,7 @@ from dejavu_lit.utils.errors import UserError, has_remedy
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # in the state dicts of its TorchScript archives
 
 
 def load_tensors(path: Path) -> Any:
@@ -38,15 +39,16 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without the prefixes of DistributedDataParallel (``module.``) and torch.compile (``_orig_mod.``)."""
-    return {entry.replace("_orig_mod.", "").removeprefix("module."): value for entry, value in state.items()}
+def plain_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without OPENAI_SIZES and the prefixes of DDP and torch.compile (``module.``, ``_orig_mod.``)."""
+    plain = {entry.replace("_orig_mod.", "").removeprefix("module."): value for entry, value in state.items()}
+    return {entry: value for entry, value in plain.items() if entry not in OPENAI_SIZES}
 
 
 def checkpoint_state(path: Path) -> dict[str, torch.Tensor]:
     """The model's state dict in a Lightning checkpoint of a run, without the prefixes; raises many kinds of errors."""
     state, prefix = load_tensors(path)["state_dict"], "model."
-    return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
+    return plain_state({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
 
 
 def stored_state(path: Path) -> dict[str, torch.Tensor]:
@@ -75,7 +77,7 @@ def stored_state(path: Path) -> dict[str, torch.Tensor]:
 
 def warn_of_interpolation(name: str, model: torch.nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
     """Warn if the state dict ``stored`` was trained with images or captions of another size than those of ``model``."""
-    stored = without_prefixes(stored)
+    stored = plain_state(stored)
     for entry, value in model.state_dict().items():
         own = stored.get(entry, stored.get(entry.removeprefix("text.")))
         if entry.endswith("positional_embedding") and own is not None and len(own) != len(value):

@@ -170,6 +170,14 @@ def test_prefixes_of_compiled_towers_are_dropped(model, encoder, tmp_path):
     assert load_encoder(f"local-dir:{tmp_path / 'compiled'}").fingerprint == encoder.fingerprint
 
 
+def test_the_state_dict_of_an_archive_of_openai_is_loaded_without_its_sizes(model, encoder, tmp_path):
+    shutil.copytree(model, tmp_path / "openai")
+    sizes = {"input_resolution": 64, "context_length": 32, "vocab_size": 49408}
+    state = load_file(model / WEIGHTS) | {name: torch.tensor(size) for name, size in sizes.items()}
+    save_file(state, tmp_path / "openai" / WEIGHTS)
+    assert load_encoder(f"local-dir:{tmp_path / 'openai'}").fingerprint == encoder.fingerprint
+
+
 @pytest.mark.parametrize("chosen", ["open_clip_pytorch_model.bin", "model.pth", "z.safetensors"])
 def test_of_several_weights_in_a_folder_those_are_loaded_that_open_clip_prefers(model, tmp_path, chosen, caplog):
     """Whether they or the others are compiled; a name that open_clip does not know was not chosen by the user, so it is said."""
