@@ -118,6 +118,21 @@ def test_in_single_precision_they_agree_to_its_rounding(monkeypatch, by_onednn):
     check(*outcomes, 2e-5)
 
 
+def test_a_layer_by_onednn_keeps_no_more_for_the_backward_pass_than_torchs_own(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(towers, "WIDE", 1)
+    x, weight, bias = torch.ones(2, 5, 24, requires_grad=True), torch.ones(32, 24), torch.ones(32)
+    kept = []
+    for by_onednn in (False, True):
+        monkeypatch.setattr(towers, "mkl_is_slow", lambda by_onednn=by_onednn: by_onednn)
+        sizes = []
+        with saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor, unchanged):
+            towers.linear(x, weight.requires_grad_(), bias.requires_grad_())
+        kept.append(sum(sizes))
+    assert kept == [x.nbytes + weight.nbytes] * 2
+
+
 def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():
     model, exact = build(), outcome(build(), trim=False)[1]
     images, tokens = batch()
