@@ -54,7 +54,7 @@ class Mitigate(TrainingSettings):
     """{name: [override, …]}, each trained on both sides and evaluated: settings.mask=['mitigation.text_mask=0.5']."""
     sizes: tuple[int | None, ...] = (None,)
     """data.train_size of each setting; null: all pairs."""
-    series: dict[str, dict[int, list[str]] | None] = field(default_factory=dict)
+    series: dict[str, Any] = field(default_factory=dict)
     """{name: {size: [override, …]}}: every setting once in each, with additional overrides by size."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds, the same for both sides; each setting is trained once for each."""

@@ -141,11 +141,12 @@ def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:
 def _settings(study: Mitigate) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:
     """(name, series, overrides, size) of every setting, in the order in which they are compared: the default first."""
     every: list[tuple[str | None, Any]] = [*study.series.items()]
-    for series, by_size in every or [(None, None)]:
+    for series, by_size in every or [(None, {})]:
+        size_overrides: dict[int | None, Any] = {int(size): overrides for size, overrides in (by_size or {}).items()}
         for name, overrides in study.settings.items():
             for size in study.sizes:
                 full_name = name if series is None else f"{name}, {series}"
-                yield full_name, series, (*overrides, *(by_size or {}).get(size, ())), size
+                yield full_name, series, (*overrides, *size_overrides.get(size, ())), size
 
 
 def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | None) -> TrainingRun:
@@ -164,16 +165,19 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
     )
 
 
-def _check_series(series: Mapping[str, Mapping[int, Sequence[str]] | None], sizes: Sequence[int | None]) -> None:
+def _check_series(series: Mapping[str, Any], sizes: Sequence[int | None]) -> None:
+    listed = {str(size) for size in sizes if size is not None}
     for name, by_size in series.items():
+        if not isinstance(by_size, dict | None):
+            raise UserError(f"series.{name}={by_size} must be {{size: overrides}}, e.g. {{500: ['recipe.epochs=100']}}")
         for size, overrides in (by_size or {}).items():
-            if size not in sizes:
+            if str(size) not in listed:
                 raise UserError(f"series.{name} names the size {size}, which is not in sizes={sizes}")
             _check_overrides(f"series.{name}.{size}", overrides)
 
 
-def _check_overrides(where: str, overrides: Sequence[Any]) -> None:
-    if not all(isinstance(override, str) for override in overrides):  # OmegaConf takes any list for one that is there
+def _check_overrides(where: str, overrides: Any) -> None:
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise UserError(f"{where}={overrides} must be a list of overrides, e.g. ['mitigation.text_mask=0.5']")
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
