@@ -77,8 +77,9 @@ def _launch_ranks(count: int) -> NoReturn:
     try:
         elastic_launch(ranks, sys.executable)(*sys.orig_argv[1:])
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if (code := failure.exitcode) < 0:  # it could not say anything itself
+        # Of failures within a second a killed rank's comes first: it could not say anything itself.
+        rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+        if (code := failure.exitcode) < 0:
             fail(f"rank {rank} was {killed_by(-code)}; run the same command again to continue", 128 - code)
         sys.exit(code)
     except SignalException as error:

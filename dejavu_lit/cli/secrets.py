@@ -13,7 +13,7 @@ SHORTEST = 8  # characters of a secret; a shorter value would be found in names 
 WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
 # user:password@host, token@host, or a signature or token in a query; one that a shell reads from a variable is not in the text.
 IN_ADDRESS = re.compile(
-    r"\w://[^/\s:@]*:[^/\s@]+@|https?://[^/\s@]+@"
+    r"\w://[^/\s:@]*:[^/\s@]+@|https?://[^/\s@$?#]+@"
     r"|[?&#][\w-]*(sig|signature|token|auth|password|secret|api_?key|access_?key)=['\"]?[^&\s$'\"]",
     re.IGNORECASE,
 )

@@ -22,7 +22,9 @@ def download(url: str, relative: str, target: Path) -> None:
     if url.startswith("pipe:"):
         check_permission(url)
         if not PLAIN_NAME.fullmatch(relative):  # quoting does not help if {} is within quotes, or behind ssh
-            raise UserError(f"{url} lists {relative!r}, whose characters a shell might run; rename it at the source")
+            raise UserError(
+                f"{url} lists {relative!r}, which has characters that a shell may interpret; rename it at the source"
+            )
         _run_command(url.replace("{}", relative), target)
         return
     import fsspec

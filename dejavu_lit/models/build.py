@@ -98,7 +98,9 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     with explained(f"the model {spec.name} cannot encode an image and a caption", "check model.config"):
         image, caption = (tuple(vector.shape) for vector in _probe(model, tokenizer([PROBE])))
         if image != caption or len(image) != 1 or not image[0]:
-            raise ValueError(f"its embeddings have the shapes {image} and {caption}, which must be one length above 0")
+            raise ValueError(
+                f"its embeddings have the shapes {image} and {caption}; both must be vectors of the same length, at least 1"
+            )
     if spec.init and not resumed:
         _load_initial_weights(model, spec, tokenizer)
     return model.train()  # a text tower of transformers comes in eval mode, without its dropout

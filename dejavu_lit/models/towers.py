@@ -177,14 +177,36 @@ def layer(module: Any, x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's linear layer; a wide one in float32 as a convolution of 1 × 1, which torch gives to oneDNN, if MKL is slow."""
+    """torch's linear layer; a wide one in float32 by oneDNN if MKL is slow."""
     is_float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and is_float32 and min(weight.shape) >= WIDE and mkl_is_slow():
-        pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last
-        out = functional.conv2d(pixels, weight[:, :, None, None], bias)
-        return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+        return cast(Tensor, OneDnnLinear.apply(x, weight, bias))
     return functional.linear(x, weight, bias)
+
+
+class OneDnnLinear(torch.autograd.Function):
+    """A linear layer by oneDNN; torch's own derivative would also keep oneDNN's copies of the input and of the output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            onednn_product(gradient, weight.t()) if of_x else None,
+            onednn_product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., w] times the transposed weight [d, w], plus the bias [d]."""
+    return functional.linear(x.to_mkldnn(), weight, bias).to_dense()
 
 
 @cache

@@ -79,6 +79,7 @@ class Plot:
     draw: Callable[[], Figure]
 
     def drawn(self, width: float = WIDTH) -> Figure:
+        """The figure with its legend, at a width in inches."""
         with style(width):
             figure = self.draw()
             _add_legend(figure)

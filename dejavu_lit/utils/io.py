@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 ATTEMPT = 1 << 20  # bytes that the system is asked to write after a library failed to, without saying why
 LISTED_KINDS = 10  # of unread files, in a message
 # What begins a formula in a spreadsheet, the last four in wide forms: at the start of a text, and where semicolons, tabs and
-# line breaks divide one into cells, as LibreOffice takes them to, and Excel in most of Europe.
-FORMULA = re.compile(r"^(?=[\t\r\n])|((?:^|[;\t\r\n]) *)(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
+# line breaks divide one into cells, as LibreOffice takes them to, and Excel in most of Europe; quotes (\x22) may stand before.
+FORMULA = re.compile(r"^(?=[\t\r\n])|((?:^|[;\t\r\n])[ \x22]*)(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
 
 
 @contextmanager

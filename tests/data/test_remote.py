@@ -283,7 +283,7 @@ def test_a_name_that_a_shell_might_run_is_refused(tmp_path, monkeypatch, name):
     write_json(tmp_path / "from" / "manifest.json", {"sets": {"A": {}}})
     write_json(tmp_path / "from" / "A" / "sizes.json", {name: 1})
     shards = ShardSet.open(remote.mirror(f"pipe:sh -c 'cat {tmp_path}/from/{{}}'") / "A")
-    with pytest.raises(UserError, match="whose characters a shell might run; rename"):
+    with pytest.raises(UserError, match="which has characters that a shell may interpret; rename"):
         remote.fetch_shard(shards.paths[0])
     assert not (tmp_path / "ran").exists()
 

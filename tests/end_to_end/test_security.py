@@ -152,8 +152,8 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
             "eos_token_id": 49407,
             "tokenizer_kwargs": {"pad_token": "<|endoftext|>"},
             "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
-            "sftp": ["sftp://user@host/data", "https://host/data@2024/a.tar"],
-            "shards": "pipe:curl -s 'https://host/{}?version=2&sig='$SIG https://host/design=1?config=2",
+            "sftp": ["sftp://user@host/data", "https://host/data@2024/a.tar", "https://host?mail=a@b"],
+            "shards": "pipe:curl -s https://$TOKEN@host/a 'https://host/{}?version=2&sig='$SIG https://host/design=1?config=2",
         }
     )
     with pytest.raises(UserError, match=r"the value of \$DB_PASSWORD"):

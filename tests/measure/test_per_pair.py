@@ -115,9 +115,10 @@ def test_csv(tmp_path: Path) -> None:
         "(a)",
     ]
     divided = [
-        csv_cell("caption", text) for text in ("a cat;=A1", "a\n@A1", "a\t-A1", " =A1", "a;b = c", "a - b", "a, -1")
+        csv_cell("caption", text)
+        for text in ('a;"=A1', "a cat;=A1", "a\n@A1", "a\t-A1", " =A1", "a;b = c", "a - b", "a, -1")
     ]
-    assert divided == ["a cat;'=A1", "a\n'@A1", "a\t'-A1", " '=A1", "a;b = c", "a - b", "a, -1"]
+    assert divided == ["a;\"'=A1", "a cat;'=A1", "a\n'@A1", "a\t'-A1", " '=A1", "a;b = c", "a - b", "a, -1"]
     assert csv_cell("objects", ["cat", "=A1"]) == "cat; '=A1"
     write_csv(tmp_path / "none.csv", [], ("rank", "key"))
     assert (tmp_path / "none.csv").read_text() == "rank,key\n"

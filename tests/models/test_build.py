@@ -84,7 +84,7 @@ def test_a_config_that_cannot_encode_is_a_users_mistake(part, values, reason, tm
 def test_embeddings_that_are_not_vectors_of_one_length_are_refused(config, shapes, tmp_path):
     spec = ModelSpec("own", {**CONFIG, **config})
     export_config(spec, tmp_path)
-    with pytest.raises(UserError, match=f"its embeddings have the shapes {shapes}, which must be"):
+    with pytest.raises(UserError, match=f"its embeddings have the shapes {shapes}; both must be"):
         build_model(spec, tmp_path)
 
 

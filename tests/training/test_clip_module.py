@@ -126,7 +126,7 @@ def test_the_limit_of_unreadable_pairs_acts_within_the_epoch(tmp_path, monkeypat
     export_config(TINY, tmp_path)
     module = ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=4, lr=1.0), Mitigation())
     plan, loader = SimpleNamespace(steps=100, world=1, batch=4), SimpleNamespace(bad_share=0.01)
-    monkeypatch.setattr(ClipModule, "pairs", SimpleNamespace(plan=lambda *_: plan, loader=loader))
+    monkeypatch.setattr(ClipModule, "pairs", SimpleNamespace(plan=plan, loader=loader))
     monkeypatch.setattr(ClipModule, "trainer", SimpleNamespace(world_size=1, global_step=0))
     monkeypatch.setattr(ClipModule, "is_logged", lambda *_: False)
     module._loss = lambda **features: features["image_features"].sum()
@@ -144,10 +144,7 @@ class Steps:
     world_size, steps = 1, 10
 
     def __init__(self):
-        self.datamodule = self
-
-    def plan(self, epoch, world):
-        return self
+        self.datamodule = self.plan = self
 
 
 @pytest.mark.parametrize(("chosen", "decay"), [(0, 0), (1, 1), (None, 0.3)])

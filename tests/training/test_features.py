@@ -100,37 +100,57 @@ def test_trimmed_features_have_the_loss_and_the_gradients_of_the_model(options):
     check(outcome(model), outcome(model, trim=False), 1e-11)
 
 
-@pytest.mark.parametrize("by_onednn", [False, True])
-def test_in_single_precision_they_agree_to_its_rounding(monkeypatch, by_onednn):
-    if by_onednn and not torch.backends.mkldnn.is_available():
+def onednn_used(monkeypatch, choice):
+    """Let wide and narrow layers be computed by oneDNN, or none."""
+    if choice and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(towers, "WIDE", 1)
-    monkeypatch.setattr(towers, "mkl_is_slow", lambda: by_onednn)
+    monkeypatch.setattr(towers, "mkl_is_slow", lambda: choice)
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_in_single_precision_they_agree_to_its_rounding(monkeypatch, by_onednn):
+    onednn_used(monkeypatch, by_onednn)
     model = build()
     images, tokens = batch()
     outcomes = []
     for trim in (True, False):
         single = copy.deepcopy(model).float()
         features = Features(single, TrainerSettings(trim=trim), unchanged)
-        loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
-        loss.backward()
+        with torch.profiler.profile() as profile:
+            loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
+            loss.backward()
         outcomes.append((loss.item(), {name: value.grad for name, value in single.named_parameters()}))
+        names = {event.key for event in profile.key_averages()}
+        assert ("aten::mkldnn_linear" in names) == (by_onednn and trim)
     check(*outcomes, 2e-5)
 
 
 def test_a_layer_by_onednn_keeps_no_more_for_the_backward_pass_than_torchs_own(monkeypatch):
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(towers, "WIDE", 1)
     x, weight, bias = torch.ones(2, 5, 24, requires_grad=True), torch.ones(32, 24), torch.ones(32)
     kept = []
     for by_onednn in (False, True):
-        monkeypatch.setattr(towers, "mkl_is_slow", lambda by_onednn=by_onednn: by_onednn)
+        onednn_used(monkeypatch, by_onednn)
         sizes = []
         with saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor, unchanged):
             towers.linear(x, weight.requires_grad_(), bias.requires_grad_())
         kept.append(sum(sizes))
     assert kept == [x.nbytes + weight.nbytes] * 2
+
+
+def test_a_caption_has_the_same_features_on_any_number_of_threads(monkeypatch):
+    onednn_used(monkeypatch, True)
+    tower = towers.text_tower(build(text={"width": 384, "heads": 6}).float())
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                found.append(tower.separately(batch()[1]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dejavu_lit.data.objects import Annotation
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
-NO_MEMBER = Member(-1, -1)
 TEXT = TEXTS[0]
 LINES = "lines"
 LOOKED_AT = 20  # pairs whose texts are looked at for several captions
@@ -68,7 +67,7 @@ class ShardReader:
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
             rows = [
-                [m.get(e, NO_MEMBER)[:2] for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members
+                [m.get(e, (-1, -1))[:2] for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members
             ]
             ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)

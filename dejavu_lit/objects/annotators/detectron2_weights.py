@@ -14,13 +14,16 @@ from dejavu_lit.utils.errors import UserError, explained
 
 # The names that pickled arrays, scalars and dictionaries of numpy refer to; everything else is refused.
 PLAIN_DATA = {
-    "ndarray": ("numpy",),
-    "dtype": ("numpy",),
-    "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
-    "scalar": ("numpy.core.multiarray", "numpy._core.multiarray"),
-    "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
-    "OrderedDict": ("collections",),
-    "encode": ("_codecs",),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
 }
 
 
@@ -48,7 +51,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Refuse everything that is not plain data."""
-        if module not in PLAIN_DATA.get(name, ()):
+        if (module, name) not in PLAIN_DATA:
             raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not plain data")
         own = {"dtype": _Numbers, "ndarray": _Array, "scalar": _scalar, "_frombuffer": _frombuffer}
         return own.get(name) or super().find_class(module.replace("numpy.core", "numpy._core"), name)
@@ -67,6 +70,9 @@ class _Numbers:
 
 
 class _Array(np.ndarray):
+    def __new__(cls, *_: Any) -> Any:  # by _reconstruct, which does not call this, an array begins without values
+        raise pickle.UnpicklingError("it makes an array of bytes, which is not plain data")
+
     def __setstate__(self, state: Sequence[Any]) -> None:
         version, shape, numbers, *data = state
         super().__setstate__((version, shape, numbers.dtype, *data))

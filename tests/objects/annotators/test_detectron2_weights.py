@@ -63,9 +63,12 @@ def test_bytes_that_pretend_to_be_objects_are_refused(tmp_path: Path) -> None:
     pretended = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 0)
     dtype = Reduced(np.dtype, ("V8", False, True), pretended)
     array = Reduced(reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, b"A" * 8))
-    for content in (Reduced(scalar, (dtype, b"A" * 8)), array):
+    addresses = Reduced(np.ndarray, ((1,), "O", b"A" * 8))
+    as_state = Reduced(reconstruct, (np.ndarray, (0,), b"b"), addresses)
+    cases = [(Reduced(scalar, (dtype, b"A" * 8)), "values of type V8"), (array, "values of type V8")]
+    for content, said in [*cases, (addresses, "an array of bytes"), (as_state, "an array of bytes")]:
         (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": {"a": content}}, 2))
-        with pytest.raises(pickle.UnpicklingError, match="values of type V8, which is not plain data"):
+        with pytest.raises(pickle.UnpicklingError, match=f"{said}, which is not plain data"):
             read_arrays(tmp_path / "evil.pkl")
 
 
