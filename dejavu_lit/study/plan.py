@@ -14,7 +14,7 @@ from dejavu_lit.evaluation.settings import saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, RECORD_FILES
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
-from dejavu_lit.study.runs import keeping, will_keep
+from dejavu_lit.study.runs import keeping
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError
@@ -198,4 +198,4 @@ def _keeps_checkpoint(run: Path, epoch: int) -> bool:
     directory = RunDirectory(run)
     if directory.checkpoint(epoch).is_file():
         return True
-    return not directory.finished and will_keep(directory.read(TrainerSettings, "trainer"), epoch)
+    return not directory.finished and directory.read(TrainerSettings, "trainer").keeps(epoch)

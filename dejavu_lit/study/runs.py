@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.training.settings import TrainerSettings, TrainingRun
+from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.errors import UserError, killed_by
 from dejavu_lit.utils.io import locked, no_links
 from dejavu_lit.utils.run_directory import RunDirectory
@@ -77,7 +77,7 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
     except UserError:  # at work
         directory.check(run, take_over=False)
         kept = directory.read(TrainingRun).trainer
-        if missing := [epoch for epoch in run.trainer.checkpoint_at if not will_keep(kept, epoch)]:
+        if missing := [epoch for epoch in run.trainer.checkpoint_at if not kept.keeps(epoch)]:
             raise UserError(
                 f"{directory.path} is being trained without keeping epoch {missing[0]}; wait until it has ended, then run this "
                 "command again"
@@ -88,11 +88,6 @@ def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:
     """A run that also keeps the checkpoints of these epochs."""
     kept = tuple(sorted({*run.trainer.checkpoint_at, *epochs}))
     return replace(run, trainer=replace(run.trainer, checkpoint_at=kept))
-
-
-def will_keep(trainer: TrainerSettings, epoch: int) -> bool:
-    """Whether a training with these settings keeps the checkpoint of an epoch."""
-    return epoch in trainer.checkpoint_at or epoch % trainer.checkpoint_epochs == 0
 
 
 def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seconds: float) -> str:

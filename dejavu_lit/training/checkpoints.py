@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from traceback import extract_tb
@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.preemption import within_epoch
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.errors import explained
 from dejavu_lit.utils.io import atomic
 from dejavu_lit.utils.run_directory import RunDirectory
@@ -24,23 +25,20 @@ RESUMED = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, 
 
 
 class CheckpointSaver(Callback):
-    """Saves ``last.ckpt`` after every epoch and every ``every_steps`` steps, and the weights of some epochs for good.
+    """Saves ``last.ckpt`` after every epoch and every ``checkpoint_steps``, and as ``epoch=NNNN.ckpt`` the weights to keep."""
 
-    Weights are saved as ``epoch=NNNN.ckpt`` every ``every_epochs`` epochs and after the epochs in ``at``.
-    """
-
-    def __init__(self, run: RunDirectory, every_steps: int, every_epochs: int, at: Sequence[int]) -> None:
-        self.run, self.every_steps, self.every_epochs, self.at = run, every_steps, every_epochs, at
+    def __init__(self, run: RunDirectory, settings: TrainerSettings) -> None:
+        self.run, self.settings = run, settings
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         step = trainer.global_step
-        if within_epoch(trainer) and step % self.every_steps == 0:
+        if within_epoch(trainer) and step % self.settings.checkpoint_steps == 0:
             trainer.save_checkpoint(self.run.last_checkpoint)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save the state to resume from and, at some epochs, the weights; NNNN counts the finished epochs."""
         done = trainer.current_epoch + 1
-        if done % self.every_epochs == 0 or done in self.at:
+        if self.settings.keeps(done):
             with averaged(trainer, module):
                 trainer.save_checkpoint(self.run.checkpoint(done), weights_only=True)
         trainer.save_checkpoint(self.run.last_checkpoint)

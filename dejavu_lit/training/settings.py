@@ -92,6 +92,10 @@ class TrainerSettings:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
         check_range(self, "trainer.", "(0, inf)", "timeout_min")
 
+    def keeps(self, epoch: int) -> bool:
+        """Whether the weights after an epoch, counted from 1, are kept as a checkpoint."""
+        return epoch % self.checkpoint_epochs == 0 or epoch in self.checkpoint_at
+
 
 @dataclass(frozen=True)
 class GapSettings:

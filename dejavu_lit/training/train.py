@@ -183,7 +183,7 @@ def _callbacks(
     callbacks += [
         StepMetrics(),
         EpochLogger(enabled=not show_progress),
-        CheckpointSaver(directory, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
+        CheckpointSaver(directory, settings),
         preemption,
     ]
     return [*callbacks, TQDMProgressBar(10)] if show_progress else callbacks
