@@ -143,7 +143,8 @@ def device_failed(error: BaseException) -> bool:
 def killed_by(number: int) -> str:
     """How a process ended that could not say so: the signal, and why it mostly comes."""
     memory = ", often because memory ran out" if number == signal.SIGKILL else ""
-    return f"killed by {signal.Signals(number).name}{memory}"
+    names = {known.value: known.name for known in signal.Signals}  # not of most real-time signals
+    return f"killed by {names.get(number, f'signal {number}')}{memory}"
 
 
 def os_error_sentence(error: OSError) -> str:

@@ -622,6 +622,11 @@ def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
         f"figures/recall{end}.svg" for end in ("", "-dark", "-narrow", "-narrow-dark")
     }
 
+    marker = read_json(page.parent / "report.json")  # of somebody else, who may write anything into it
+    write_json(page.parent / "report.json", marker | {"formats": 3, "data": 3})
+    assert show_report(settings, folder) == page
+    assert read_json(page.parent / "report.json") == marker
+
 
 def test_a_redacted_report_stays_redacted_until_the_full_one_is_asked_for(plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))

@@ -6,7 +6,15 @@ import socket
 import pytest
 import torch
 
-from dejavu_lit.utils.errors import LONGEST, UserError, error_sentence, explained, first_line, os_error_sentence
+from dejavu_lit.utils.errors import (
+    LONGEST,
+    UserError,
+    error_sentence,
+    explained,
+    first_line,
+    killed_by,
+    os_error_sentence,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +103,9 @@ def test_weights_that_do_not_fit_are_told_with_the_tensor() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.nn.Linear(2, 3).load_state_dict(torch.nn.Linear(2, 4).state_dict())
     assert "size mismatch for weight" in first_line(caught.value)
+
+
+def test_a_killed_process_names_its_signal() -> None:
+    assert killed_by(9) == "killed by SIGKILL, often because memory ran out"
+    assert killed_by(15) == "killed by SIGTERM"
+    assert killed_by(40) == "killed by signal 40"  # a real-time signal, which has no name
