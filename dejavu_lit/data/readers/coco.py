@@ -6,7 +6,6 @@ Format: https://cocodataset.org/#format-data
 """
 
 import logging
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,11 @@ from typing import Any, NamedTuple
 from dejavu_lit.data.decode import BadPair, Pair, clean_caption, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list, file_state, read_image
-from dejavu_lit.data.readers.coco_json import CocoInstances, read_images
+from dejavu_lit.data.readers.coco_json import CocoInstances, are_alike, number_of_file, read_images
 from dejavu_lit.utils.errors import UserError, check_at_least
 
 # Of the image's entry, copied to the pair's JSON.
 META_FIELDS = ("width", "height", "file_name", "license", "flickr_url")
-# An image's id, or one of COCO's names of its file.
-IMAGE_NAME = re.compile(r"(\d+)|(?:COCO_\w+_)?(\d{12})\.jpg", re.ASCII)
 logger = logging.getLogger(__name__)
 
 
@@ -131,7 +128,7 @@ class CocoReader:
                 "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
             )
         named = [(key, image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()]
-        if others := [entry for entry in named if entry[2] is not None and not _are_alike(*entry[1:])]:
+        if others := [entry for entry in named if entry[2] is not None and not are_alike(*entry[1:])]:
             logger.warning(
                 "%d images have another file name in the instances JSON, e.g. %s: %s and %s; if these are different images, "
                 "their objects are wrong: give instances with the ids of the captions",
@@ -156,7 +153,7 @@ class CocoReader:
         These are 42, 000000000042.jpg and COCO_val2014_000000000042.jpg, the names that Karpathy's splits have.
         """
         file = line.rpartition("/")[2]
-        return self._key_of_file.get(line) or self._key_of_file.get(file) or _number(file) or line
+        return self._key_of_file.get(line) or self._key_of_file.get(file) or number_of_file(file) or line
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its instances; raises BadPair for a missing image, or if another caption than the first is missing."""
@@ -178,14 +175,3 @@ class CocoReader:
             "captions": [file_state(path) for _, path in pairs],
             "instances": [file_state(path) for path in instances],
         }
-
-
-def _number(file: str) -> str | None:
-    """The key that a file's name without folders has in COCO, None if it is another name."""
-    return f"{number[1] or number[2]:0>12}" if (number := IMAGE_NAME.fullmatch(file)) else None
-
-
-def _are_alike(*files: Any) -> bool:
-    """Whether names may be those of one image: with the number in COCO's, else without folders and extension, they are equal."""
-    stems = {Path(str(file)).stem for file in set(files)}
-    return len({_number(stem) or _number(f"{stem}.jpg") or stem for stem in stems}) == 1

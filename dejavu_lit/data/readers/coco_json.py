@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from dejavu_lit.utils.io import file_sha256, fingerprint
 from dejavu_lit.utils.progress import announce, progress
 
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
+# An image's id, or one of COCO's names of its file.
+IMAGE_NAME = re.compile(r"(\d+)|(?:COCO_\w+_)?(\d{12})\.jpg", re.ASCII)
 Entry = TypeVar("Entry")
 logger = logging.getLogger(__name__)
 
@@ -95,11 +98,22 @@ def image_number(entry: Any, field: str) -> int:
     return number
 
 
+def number_of_file(file: str) -> str | None:
+    """The key that a file's name without folders has in COCO, None if it is another name."""
+    return f"{number[1] or number[2]:0>12}" if (number := IMAGE_NAME.fullmatch(file)) else None
+
+
+def are_alike(*files: Any) -> bool:
+    """Whether names may be those of one image: with the number in COCO's, else without folders and extension, they are equal."""
+    stems = {Path(str(file)).stem for file in set(files)}
+    return len({number_of_file(stem) or number_of_file(f"{stem}.jpg") or stem for stem in stems}) == 1
+
+
 def _listed_file(entry: Any) -> tuple[int, Any]:
     return image_number(entry, "id"), entry.get("file_name")  # LVIS has none
 
 
-def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
+def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int, float]:
     category, box = coco_id(entry, "category_id"), value_of(entry, "bbox")
     if category not in code_of:
         raise BadPair(f"its category {category!r} is not in categories")
@@ -109,7 +123,10 @@ def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[f
         sides = []
     if len(sides) != 4 or not all(map(math.isfinite, sides)):
         raise BadPair("its bbox is not four numbers (x, y, width, height)")
-    return code_of[category], sides, image_number(entry, "image_id")
+    score = 1.0 if entry.get("score") is None else entry["score"]  # of a detector, as in COCO's results
+    if not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise BadPair("its score does not lie between 0 and 1")
+    return code_of[category], sides, image_number(entry, "image_id"), score
 
 
 def _category(entry: Any) -> tuple[int | str, str]:
@@ -160,7 +177,7 @@ class CocoInstances:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the files; raises UserError for one that is not an instances JSON."""
-        rows: list[tuple[int, list[float], int]] = []
+        rows: list[tuple[int, list[float], int, float]] = []
         labels: dict[str, int] = {}
         listed: dict[int, Any] = {}
         for path in paths:
@@ -169,18 +186,20 @@ class CocoInstances:
             categories = usable_entries(path, content, "categories", "instances", _category)
             code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
             rows += usable_entries(path, content, "annotations", "instances", partial(_instance, code_of=code_of))
-        images = np.array([image_id for _, _, image_id in rows], dtype=np.int64)
+        images = np.array([image_id for _, _, image_id, _ in rows], dtype=np.int64)
         order = np.argsort(images, kind="stable")
-        self.image_ids = frozenset(listed.keys() | {image_id for _, _, image_id in rows})
+        self.image_ids = frozenset(listed.keys() | {image_id for _, _, image_id, _ in rows})
         self.files = {image_id: str(file) for image_id, file in listed.items() if file}
         self._images = images[order]
-        self._codes = np.array([code for code, _, _ in rows], dtype=np.int32)[order]
-        self._boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)[order]
+        self._codes = np.array([code for code, *_ in rows], dtype=np.int32)[order]
+        self._boxes = np.array([box for _, box, *_ in rows], dtype=np.float32).reshape(-1, 4)[order]
+        self._scores = np.array([score for *_, score in rows], dtype=np.float32)[order]
         self._labels = list(labels)
-        self.annotator = Annotator("coco", weights=fingerprint([file_sha256(path) for path in paths]))
+        version = "1" if (self._scores == 1).all() else "2"  # scores once counted as 1
+        self.annotator = Annotator("coco", version, weights=fingerprint([file_sha256(path) for path in paths]))
 
     def annotation(self, image_id: int, key: str) -> Annotation:
         """The objects of one image, in the file's order; none for an image without instances."""
         start, end = (np.searchsorted(self._images, image_id, side) for side in ("left", "right"))
         labels = [self._labels[code] for code in self._codes[start:end]]
-        return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
+        return Annotation(key, labels, self._scores[start:end].tolist(), self._boxes[start:end].tolist())

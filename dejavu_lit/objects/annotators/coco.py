@@ -1,4 +1,4 @@
-"""Objects from COCO's instances JSON: every box with its category's name and score 1, crowds included.
+"""Objects from COCO's instances JSON: every box with its category's name and its score, if it has one, crowds included.
 
 Format: https://cocodataset.org/#format-data (``annotations``: image_id, category_id, bbox x, y, width, height in pixels).
 """
@@ -6,11 +6,12 @@ Format: https://cocodataset.org/#format-data (``annotations``: image_id, categor
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list
-from dejavu_lit.data.readers.coco_json import CocoInstances, image_number
+from dejavu_lit.data.readers.coco_json import CocoInstances, are_alike, image_number
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
 
@@ -19,7 +20,8 @@ FILE = re.compile(r"[_-](\d{12})$", re.ASCII)  # of keys made from COCO's paths:
 
 @dataclass(frozen=True)
 class CocoLookup(Lookup):
-    """The instances of prepared images, found by ``image_id`` in the pair's JSON, or by the key: a number, or COCO's file."""
+    """The instances of prepared images, found by ``image_id`` or ``path`` in the pair's JSON, or by the key: a number, or COCO's
+    file."""
 
     instances: Any
     """The instances JSON file(s), e.g. instances_train2017.json."""
@@ -33,11 +35,27 @@ class CocoLookup(Lookup):
         """The same as in the artifact that ``prepare`` writes from the same files."""
         return self._instances.annotator
 
+    @cached_property
+    def _id_of_file(self) -> dict[str, int]:
+        """{name of a file, as listed or without folders: image id}, of the names that only one image has."""
+        ids: dict[str, set[int]] = {}
+        for image_id, file in self._instances.files.items():
+            for name in (file, Path(file).name):
+                ids.setdefault(name, set()).add(image_id)
+        return {name: found.pop() for name, found in ids.items() if len(found) == 1}
+
     def annotation(self, pair: Pair) -> Annotation:
         """The instances of one image; raises BadPair if it has no number, or the files do not list it."""
-        file = FILE.search(pair.key)
-        name = {**pair.meta, "key": file[1] if file else pair.key}
-        image_id = image_number(name, "image_id" if "image_id" in pair.meta else "key")
+        path = str(pair.meta.get("path") or "")
+        names = () if "image_id" in pair.meta else (path, Path(path).name)
+        image_id = next((self._id_of_file[name] for name in names if name in self._id_of_file), None)
+        if image_id is None:
+            file = FILE.search(pair.key)
+            numbers = {**pair.meta, "key": file[1] if file else pair.key}
+            image_id = image_number(numbers, "image_id" if "image_id" in pair.meta else "key")
+            listed = self._instances.files.get(image_id)
+            if path and names and listed is not None and not are_alike(path, listed):
+                raise BadPair("the instances JSON has another file under its number")
         if image_id not in self._instances.image_ids:
             raise BadPair("the instances JSON does not list it")
         return self._instances.annotation(image_id, pair.key)

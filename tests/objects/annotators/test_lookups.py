@@ -328,6 +328,44 @@ def test_coco_by_image_id_or_key(tmp_path: Path) -> None:
         lookup.annotation(pair("7", image_id=7.5))
 
 
+def test_coco_by_the_file_and_not_by_a_number_that_another_file_has(tmp_path: Path) -> None:
+    """Exports number images 1 to n in any order, while the files may have numbers for names."""
+    content = {
+        "images": [
+            {"id": 1, "file_name": "0007.jpg"},
+            {"id": 7, "file_name": "a/0001.jpg"},
+            {"id": 2, "file_name": "b/0001.jpg"},
+            {"id": 9, "file_name": "000000000009.jpg"},
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.25},
+            {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "score": None},
+            {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 2},
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    lookup = CocoLookup(path)
+    seven = lookup.annotation(pair("train-0007", path="train/0007.jpg"))
+    assert (list(seven.labels), list(seven.scores)) == (["cat"], [0.25])
+    first = lookup.annotation(pair("a-0001", path="a/0001.jpg"))  # a score beyond 1 is skipped
+    assert (list(first.labels), list(first.scores)) == (["dog"], [1.0])
+    with pytest.raises(BadPair, match="another file under its number"):
+        lookup.annotation(pair("0001", path="0001.jpg"))  # there are two of this name, and image 1 is 0007.jpg
+    assert lookup.annotation(pair("9", path="9.jpg")).labels == []  # COCO's name of the same number
+    assert list(lookup.annotation(pair("x", path="0007.jpg", image_id=7)).labels) == ["dog"]
+    assert (lookup.annotator.version, CocoLookup(_without_scores(path)).annotator.version) == ("2", "1")
+
+
+def _without_scores(path: Path) -> Path:
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        del entry["score"]
+    (plain := path.with_name("plain.json")).write_text(json.dumps(content))
+    return plain
+
+
 def test_vocabularies(tmp_path: Path) -> None:
     coco = list(vocabulary("coco"))
     assert (len(coco), coco[0], coco[-1]) == (80, "person", "toothbrush")
