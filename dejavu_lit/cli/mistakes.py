@@ -78,7 +78,8 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
         return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
     if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
         name, wanted, choices = group[1], group[2], group[3].split()
-        return f"{name}={wanted} is unknown{suggest(wanted, choices)}; choose one of {', '.join(choices)}"
+        other = ", or another architecture of open_clip by model=vit_b_32 model.name=ARCH" if name == "model" else ""
+        return f"{name}={wanted} is unknown{suggest(wanted, choices)}; choose one of {', '.join(choices)}{other}"
     if ambiguous := re.match(r"Ambiguous value for argument '(.+?)=(.*?)' 1\. ", text):
         name, values = ambiguous.groups()
         quote = shlex.quote(f"{name}={QuotedString(values, Quote.double).with_quotes()}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from dejavu_lit.data.epoch import epoch_plan, pairs_per_rank
 from dejavu_lit.data.prepared import TRAINED_ON, pinned, ready
 from dejavu_lit.evaluation.run import check_model
-from dejavu_lit.models.model_name import check_architecture
+from dejavu_lit.models.model_name import architectures, check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks, rank
@@ -73,6 +73,11 @@ def check_models(run: TrainingRun, resumed: bool = False) -> None:
     """Raise UserError for an unknown architecture, or a missing reference or weights, which a ``resumed`` run has itself."""
     if run.model.config is None:
         check_architecture(run.model.name)
+    elif run.model.name in architectures() and not resumed:
+        raise UserError(
+            f"model.name={run.model.name} is an architecture of open_clip, but model.config, which would be trained, is another one; "
+            f"give model=vit_b_32 model.name={run.model.name}, or model.config a name of its own"
+        )
     if run.model.init is not None and not resumed:
         check_model("model.init", run.model.init)
     if run.gaps.reference not in (None, PARTNER):
