@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from dejavu_lit import __version__
 from dejavu_lit.utils.errors import suggest
 from dejavu_lit.utils.exit_codes import clean_exit, fail
 
@@ -35,6 +36,8 @@ def main() -> None:
         if name in ("-h", "--help"):
             lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
             print(OVERVIEW.format(lines))
+        elif name == "--version":
+            print(f"dejavu-lit {__version__}")
         elif name in ("-sc", "--shell-completion"):
             _complete(arguments)
         elif name in COMMANDS:

@@ -22,7 +22,7 @@ from dejavu_lit.utils.errors import UserError, suggest
 # Texts that are no fields of a dataclass: entries of mappings, and Hydra's folders.
 TEXTS = re.compile(r"keys\.\w+|data\.public_sets\.\w+|hydra\.\w+\.(sub)?dir")
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "-i", "--info", "-r", "--resolve", "-sc", "--shell-completion",
-         "--hydra-help", "-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "--version")  # fmt: skip
+         "--hydra-help", "-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name")  # fmt: skip
 
 
 def quoted(argument: str, command: str) -> str:

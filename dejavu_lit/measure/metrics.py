@@ -106,7 +106,8 @@ def _reasons(results: Mapping[str, Outcomes]) -> dict[str, str]:
     reasons = {}
     for name, dependent in (("null", "corrected"), ("swapped", "symmetric")):
         if name not in results:
-            reasons[name] = f"the set {BLOCK_SETS[name]} was not measured"
+            option = "; swapped=true measures it, if the reference was trained on it" if name == "swapped" else ""
+            reasons[name] = f"the set {BLOCK_SETS[name]} was not measured{option}"
         elif not len(results[name]):
             reasons[name] = f"no record of the set {BLOCK_SETS[name]} has an object"
         if name in reasons:

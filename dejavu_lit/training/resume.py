@@ -75,8 +75,8 @@ def check_models(run: TrainingRun, resumed: bool = False) -> None:
         check_architecture(run.model.name)
     elif run.model.name in architectures() and not resumed:
         raise UserError(
-            f"model.name={run.model.name} is an architecture of open_clip, but model.config, which would be trained, is another one; "
-            f"give model=vit_b_32 model.name={run.model.name}, or model.config a name of its own"
+            f"model.name={run.model.name} is an architecture of open_clip, but model.config, which would be trained, is another "
+            f"one; give model=vit_b_32 model.name={run.model.name}, or model.config a name of its own"
         )
     if run.model.init is not None and not resumed:
         check_model("model.init", run.model.init)

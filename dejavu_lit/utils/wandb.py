@@ -24,8 +24,8 @@ TAG_LENGTH = 64  # of wandb
 class Wandb:
     """Settings of Weights & Biases; offline runs are uploaded later by ``wandb sync DIR``."""
 
-    project: str = "dejavu-lit"
-    """Project of the runs."""
+    project: str = field(default_factory=lambda: os.environ.get("WANDB_PROJECT") or "dejavu-lit")
+    """Project of the runs; by default that of WANDB_PROJECT, if it is set."""
     group: str | None = None
     """Group; null: that of the evaluated runs, or the name of the folder that they lie in."""
     tags: list[str] = field(default_factory=list)

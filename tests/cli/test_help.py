@@ -12,6 +12,7 @@ import hydra
 import pytest
 import yaml
 
+from dejavu_lit import __version__
 from dejavu_lit.cli import commands, help
 from dejavu_lit.cli.app import CONF
 from dejavu_lit.cli.options import register
@@ -144,6 +145,8 @@ def test_dejavu_lists_the_commands_with_a_line_each(tmp_path: Path) -> None:
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
     assert [name for name, _ in lines] == list(commands.COMMANDS)
     assert all(len(words) > 15 for _, words in lines)
+    for arguments in (["--version"], ["train", "--version"]):
+        assert run(*arguments, cwd=tmp_path).stdout == f"dejavu-lit {__version__}\n"
     done = run("trian", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(

@@ -71,7 +71,10 @@ def test_missing_sets_are_null_with_reasons() -> None:
     validate(alone)
     assert [alone[name] for name in ("null", "swapped", "symmetric", "corrected")] == [None] * 4
     assert set(alone["reasons"]) == {"null", "swapped", "symmetric", "corrected", "planted"}
-    assert "set H was not measured" in alone["reasons"]["null"]
+    assert alone["reasons"]["null"] == "the set H was not measured"
+    assert alone["reasons"]["swapped"] == (
+        "the set B was not measured; swapped=true measures it, if the reference was trained on it"
+    )
     assert alone["found"]["found"] is None
     assert alone["subgroups"]["object"]["basis"] == "population"
     empty = replace(h, truth=objects([set()] * 120, cases[0].labels, "h"))

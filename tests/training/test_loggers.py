@@ -271,6 +271,13 @@ def test_groups_and_names(tmp_path: Path) -> None:
     assert wandb_options(tmp_path / "study" / "runs" / "a", settings, "target")["group"] == "study"
 
 
+def test_the_project_is_that_of_the_environment_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    assert Wandb().project == "dejavu-lit"
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    assert (Wandb().project, Wandb(project="mine").project) == ("ours", "mine")
+
+
 def test_tags_are_the_typed_overrides() -> None:
     logger = LoggerSettings(wandb=Wandb(project="p"))
     typed = ["side=target", "+settings.a=1", "out=x", "logger=wandb", "data.dir=/d", "a" * 90, "side=target"]
