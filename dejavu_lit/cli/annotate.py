@@ -25,8 +25,8 @@ def annotate(settings: Annotate, out: Path) -> None:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
     if settings.annotator is not None and settings.data.is_remote:
         raise UserError(
-            f"data.dir={settings.data.dir} is remote, and only a copy of it is here; annotate where the data are, and copy "
-            "objects/NAME there"
+            f"data.dir={settings.data.dir} is remote; annotate the data where it is stored, or annotate a local copy and "
+            "upload its objects/NAME"
         )
     data = ready(settings.data)
     data.check()
@@ -60,10 +60,10 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     folder = data.folder / "objects" / (settings.name or source.annotator.name)
     done = run(source, sets, folder, share, settings.max_failed)
     rate = f", {done.images / done.seconds:.1f} images/s" if done.images else ""
-    print(f"{folder}: {done.parts} of {done.total_parts} parts are complete; annotated {done.images} images{rate}")
+    print(f"{folder}: {done.parts} of {done.total_parts} parts complete, {done.images} images annotated{rate}")
     if done.failed:
         where = str(folder / "failed.csv") if done.complete else "failed.csv lists them once all parts are complete"
-        print(f"{done.failed} images could not be annotated: {where}")
+        print(f"images that could not be annotated: {done.failed} ({where})")
     if done.complete:
         print(coverage(folder, list(sets), max(settings.threshold, source.annotator.threshold)))
         print_next(

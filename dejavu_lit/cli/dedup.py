@@ -10,6 +10,7 @@ from dejavu_lit.cli.options import Dedup
 from dejavu_lit.data.prepared import ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
+from dejavu_lit.utils.errors import counted
 from dejavu_lit.utils.printable import argument, print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -30,11 +31,13 @@ def dedup(settings: Dedup, out: Path) -> None:
     with RunDirectory(out).opened(saved, take_over=not (out / REPORT).is_file()):
         report = run(out, sets, settings, settings.within, data.excluded, settings.force)
     for name, kind in report["kinds"].items():
-        print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
+        print(
+            f"{name}: {counted(kind['groups'], 'group')}, {kind['pictures']} images, the largest group {kind['largest']}"
+        )
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
-        print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
+        print(f"keys to exclude: {report['exclude']['keys']}, data.exclude={out / LIST}")
         page = out / EXAMPLES
         look = [f"open {shlex.quote(str(page))}    # the least similar pairs"] if page.is_file() else []
         train = [f"dejavu train … {argument('data.exclude', out / LIST)}"] if report["exclude"]["keys"] else []

@@ -73,7 +73,7 @@ class Gate:
         """Exit with EXIT_CODE if the condition is met for one of {label: metrics.json}; a single one has the label ""."""
         if fails := [label for label, metrics in evaluations.items() if self.fails(metrics)]:
             where = f" for {', '.join(fails)}" if any(fails) else ""
-            print(f"fail_if holds{where}: {self.text}", file=sys.stderr)
+            print(f"fail_if is true{where}: {self.text}", file=sys.stderr)
             sys.exit(EXIT_CODE)
 
 

@@ -19,11 +19,11 @@ GROUPS = {
     "data": "images and captions",
     "model": "architecture",
     "recipe": "epochs, batch, learning rate",
-    "mitigation": "against memorization; the knobs combine, mitigation.KNOB=VALUE",
-    "trainer": "where it is computed",
+    "mitigation": "against memorization; mitigation.NAME=VALUE, in any combination",
+    "trainer": "devices, precision, checkpoints",
     "logger": "dashboards beside metrics.csv",
     "experiment": "a study that is ready to run",
-    "annotator": "who finds the objects",
+    "annotator": "how objects are found",
 }
 WIDTH, INDENT = min(120, get_terminal_size((120, 24)).columns), 14  # columns
 GROUPS_HEAD = (
@@ -31,8 +31,8 @@ GROUPS_HEAD = (
 )
 OPTIONS_HEAD = "Options of this command with their defaults (???: required):"
 FOOT = (
-    "--cfg job shows every option with the value that it has, --cfg job --package GROUP those of a group; "
-    "-m with values separated by commas runs all combinations; --hydra-help says what else Hydra offers."
+    "--cfg job shows every option with its value, --cfg job --package GROUP those of a group; "
+    "-m with values separated by commas runs all combinations; --hydra-help shows the options of Hydra."
 )
 
 

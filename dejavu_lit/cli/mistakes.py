@@ -134,7 +134,7 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
             parser.parse_override(argument)
         except HydraException:
             if not equals and "/" in argument:
-                return f"{argument} has no name; write NAME={argument}, with the option that it is for"
+                return f"{argument} has no name; write OPTION={argument}"
             if not equals:
                 return f"{argument} has no value; write {argument}=…"
             if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need
@@ -148,5 +148,5 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
             with suppress(HydraException):
                 parser.parse_override(f"{name}=1")
                 return f"{argument}: Hydra cannot read this value; quote the whole option, or complete its brackets and quotes"
-            return f"{argument}: Hydra cannot read the name {name!r}; use letters, digits, _ and - alone"
+            return f"{argument}: Hydra cannot read the name {name!r}; use only letters, digits, _ and -"
     return None

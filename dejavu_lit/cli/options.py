@@ -23,7 +23,7 @@ class Train(TrainingRun):
     """Options of ``dejavu train``."""
 
     out: str | None = None
-    """Run directory; the same again continues. null: a new one below outputs/train."""
+    """Run directory; an existing run continues. null: a new one below outputs/train."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Evaluate(PairEvaluation):
     fail_if: str | None = None
     """A condition such as "symmetric.ppg.ci95[0] > 0.05": exit with code 3 if it is true, for a release gate."""
     sweep: str | None = None
-    """A folder of runs (of dejavu train -m): every two runs that differ only in side are evaluated."""
+    """A folder of runs of dejavu train -m: every two runs that differ only in side are evaluated."""
     utility_loss: float = 0.02
     """Largest loss of zero-shot accuracy of a recommended setting."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    """Where it is computed: only accelerator, devices and num_nodes are read; trainer=ddp shares the work."""
+    """Devices: only accelerator, devices and num_nodes are used; trainer=ddp shares the work."""
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     """The dashboards."""
     out: str | None = None
-    """Where the figures go; the same folder again continues. null: a new folder below outputs/evaluate."""
+    """Where the figures go; an existing evaluation continues. null: a new folder below outputs/evaluate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Mitigate(TrainingSettings):
     utility_loss: float = 0.02
     """Largest loss of zero-shot accuracy of a recommended setting."""
     out: str | None = None
-    """The study's folder; the same again continues. null: a new one below outputs/mitigate."""
+    """The study's folder; an existing study continues. null: a new one below outputs/mitigate."""
     typed: tuple[str, ...] = field(default=(), metadata={"omegaconf_ignore": True})
     """The options as typed, on top of which each setting's overrides are composed."""
 
@@ -97,9 +97,9 @@ class Annotate:
     data: DataSpec
     """The prepared data."""
     annotator: Any = None
-    """Who finds the objects, {type: NAME, …}."""
+    """How objects are found, {type: NAME, …}."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    """Where it is computed: only accelerator, devices and num_nodes are read; trainer=ddp shares the shards."""
+    """Devices: only accelerator, devices and num_nodes are used; trainer=ddp shares the shards."""
     name: str | None = None
     """Name of the artifact, OUT/objects/NAME; null: the annotator's own name."""
     sets: list[str] | None = None
@@ -133,7 +133,7 @@ class Dedup(DuplicateCriteria):
     sets: list[str] | None = None
     """E.g. [A,B,P], or a folder of shards elsewhere; duplicates stay in the set named first; null: A, B, H, V, P, others."""
     out: str | None = None
-    """The same folder again continues; null: a new folder below outputs/dedup."""
+    """Where the results go; an existing search continues. null: a new folder below outputs/dedup."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Power:
     """Options of ``dejavu power``."""
 
     metrics: Any
-    """One or a list of metrics.json or study.json of earlier evaluations, for their variances."""
+    """A metrics.json or study.json of earlier evaluations, or a list of them, for their variances."""
     gap: float = 0.1
     """The gap to detect."""
     power: float = 0.8

@@ -37,9 +37,9 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
         import torch
 
         if not (devices := torch.cuda.device_count()):
-            raise UserError("trainer.devices=-1 means all GPUs, and this machine has none; give trainer.devices=N")
+            raise UserError("trainer.devices=-1 means all GPUs, but this machine has none; give trainer.devices=N")
     if max(ranks.world, devices * nodes) > 1 and not shared:
-        raise UserError("several processes need one output directory; give out=DIR")
+        raise UserError("several processes need a common output directory; give out=DIR")
     if ranks.world == 1 and devices * nodes > 1:
         if nodes > 1:
             raise UserError(
@@ -47,7 +47,7 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
                 "srun or torchrun"
             )
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise UserError("--multirun cannot start several processes per job; use torchrun or srun, or no -m")
+            raise UserError("--multirun cannot start several processes per job; use torchrun or srun, or omit -m")
         _launch_ranks(devices)
     _end_with_parent()
     if ranks.rank > 0:
@@ -105,9 +105,9 @@ def _check() -> None:
         group, _, name = override.lstrip("+~").partition("=")[0].partition(".")
         if group == "trainer" and name and name not in READ:
             instead = (
-                "use workers=N for the threads that read and decode, with annotate annotator.workers=N"
+                "use workers=N for the threads that read and decode (annotator.workers=N for annotate)"
                 if name.startswith("loader.workers")
-                else f"of trainer, this command reads only {', '.join(READ)}"
+                else f"this command uses only {', '.join(READ)} of trainer"
             )
             raise UserError(f"trainer.{name} applies to training only; {instead}")
 

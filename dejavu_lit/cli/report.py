@@ -26,7 +26,7 @@ EXAMPLES = """
 @dataclass(frozen=True)
 class Report:
     path: str
-    """the out= folder of dejavu evaluate or dejavu mitigate; the name path= can be left out."""
+    """The out= folder of dejavu evaluate or dejavu mitigate; path= can be omitted."""
     redact: bool = False
     """Leave out captions, images and objects; statistics and keys stay."""
     out: str | None = None
@@ -36,7 +36,7 @@ class Report:
     limit: int = 500
     """How many of the most memorized pairs get a card."""
     fail_if: str | None = None
-    """A condition as of dejavu evaluate: write no report, but exit with code 3 if it is true for the evaluation, or for one
+    """A condition as in dejavu evaluate: write no report; exit with code 3 if it is true for the evaluation, or for one
     of the study."""
 
 

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-USAGE = "dejavu resume RUN\n\nContinues a run from the settings saved in its directory, which dejavu train or mitigate made."
+USAGE = (
+    "dejavu resume RUN\n\nContinues a run of dejavu train or dejavu mitigate with the settings saved in its directory."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,8 +51,8 @@ def check_options(settings: Mitigate) -> None:
     check_range(settings, "", f"[1, {MAX_HALVES}]", "halves")
     if settings.halves > 1 and len(settings.seeds) > 1:
         raise UserError(
-            f"halves={settings.halves} gives every half its own seed; give one of seeds={list(settings.seeds)}, from which "
-            "they count"
+            f"halves={settings.halves} gives every half its own seed, starting from a single one; keep one of "
+            f"seeds={list(settings.seeds)}"
         )
     check_choice("launcher", settings.launcher, ("local", "slurm"))
     _check_series(settings.series, settings.sizes)
@@ -83,7 +83,9 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
                 raise UserError(f"data.train_size is set here and by sizes={list(study.sizes)}; set it in one place")
             if setting.data.half:
-                raise UserError(f"data.half={setting.data.half} is not of one setting; halves=R trains random halves")
+                raise UserError(
+                    f"data.half={setting.data.half} cannot be set in a setting; halves=R trains random halves"
+                )
             runs = {side: _run(setting, side, overrides, size) for side in SIDES}
             evaluation = setting.evaluate
             address, given = setting.data.dir, evaluation.data
@@ -118,7 +120,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
 def _check_all_pairs(study: Mitigate, data: DataSpec) -> None:
     """Raise UserError if the size null, which means all pairs, is also in ``sizes`` as a number: copies are no seed pairs."""
     if len(study.sizes) > 1 and not data.to_be_prepared and (every := data.training_pairs("target")) in study.sizes:
-        raise UserError(f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs; remove one")
+        raise UserError(f"sizes={list(study.sizes)} lists one size twice (null means all {every} pairs); remove one")
 
 
 def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:

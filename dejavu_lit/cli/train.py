@@ -25,7 +25,7 @@ def train(settings: Train, out: Path) -> None:
             "hydra.launcher.tasks_per_node to trainer.devices, or one device per job (trainer.devices=1)"
         )
     if is_parallel and not is_multirun and settings.out is None:
-        raise UserError("several processes need one output directory; give out=DIR")
+        raise UserError("several processes need a common output directory; give out=DIR")
     run_training(replace(settings, logger=with_tags(settings.logger, HydraConfig.get().overrides.task)), out)
     if rank() == 0 and not is_multirun:
         sides: dict[str, object] = {"target": "TARGET", "reference": "REFERENCE", settings.side: out}

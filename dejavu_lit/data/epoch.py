@@ -17,7 +17,7 @@ from itertools import chain, product
 import numpy as np
 
 from dejavu_lit.data.settings import Repeat
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, counted
 
 Positions = Mapping[int, Sequence[int]]  # {shard: positions in it}
 
@@ -46,7 +46,7 @@ def epoch_plan(
 def pairs_per_rank(batch: int, world: int) -> int:
     """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
     if batch % world:
-        raise UserError(f"recipe.batch={batch} does not divide by {world} ranks; choose a multiple of {world}")
+        raise UserError(f"recipe.batch={batch} is not divisible by the {world} ranks; choose a multiple of {world}")
     return batch // world
 
 
@@ -87,8 +87,8 @@ class EpochPlan:
     def __post_init__(self) -> None:
         if self.entries < self.world * self.batch:
             raise UserError(
-                f"{self.entries} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; "
-                "lower recipe.batch=, use fewer devices or more data"
+                f"{counted(self.entries, 'training pair')} cannot fill one batch ({counted(self.world, 'rank')} × "
+                f"{counted(self.batch, 'pair')}); lower recipe.batch=, use fewer devices or more data"
             )
 
     @cached_property

@@ -78,9 +78,7 @@ def _dealt_sets(
     groups = [group for name in POOL for group in duplicate_groups(manifest, name, option)]
     sides = deal(keys, groups, (len(members["A"]), len(members["B"])), seed, half)
     if unused := int((sides == UNUSED).sum()):
-        log.info(
-            "%s leaves out %d of %d pairs, whose groups of duplicates fit into neither side", option, unused, len(keys)
-        )
+        log.info("%s leaves out %d of %d pairs, whose groups of duplicates fit neither side", option, unused, len(keys))
     side_of = dict(zip(keys, sides.tolist(), strict=True))
     dealt: dict[str, list[tuple[str, Path, np.ndarray]]] = {name: [] for name in POOL}
     # Shards of A and of B in turn, so that the first pairs of a side come from both.

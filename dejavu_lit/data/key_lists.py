@@ -18,7 +18,7 @@ from dejavu_lit.data.readers.base import MAX_KEY_CHARS, clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError, counted, explained
 from dejavu_lit.utils.io import check_regular, fingerprint
 
 PLAIN_KEY = re.compile(rf"[\w-]{{1,{MAX_KEY_CHARS}}}", re.ASCII)
@@ -174,6 +174,6 @@ def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np
     pairs = Counter(zip(listed[excluded].tolist(), owner[excluded].tolist(), strict=True))
     for (code, owning), count in sorted(pairs.items()):
         counts["" if code == ANY else SETS[code]] += count
-        whose = "that are listed nowhere" if code == ANY else f"of {SETS[code]}"
-        log.warning("%d pairs %s left out: duplicates of pairs of %s", count, whose, SETS[owning])
+        whose = "in no list" if code == ANY else f"of {SETS[code]}"
+        log.warning("%s %s left out: duplicates of pairs of %s", counted(count, "pair"), whose, SETS[owning])
     return dict(counts)

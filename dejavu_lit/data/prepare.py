@@ -140,7 +140,7 @@ def _run(job: Preparation, workers: int, max_skipped: float) -> dict[str, Any]:
     entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
     too_small = [name for name, size in job.sizes.items() if size and name not in entries]  # shares below one pair
     if empty := [*(pairs.name for pairs in sets if not len(pairs.rows)), *too_small]:
-        logger.warning("not written, without any pair: %s", ", ".join(empty))
+        logger.warning("sets without a pair, not written: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 
     skipped = _by_source({name: source_scan.skipped for name, source_scan in scans.items()})
@@ -200,8 +200,8 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
             raise UserError(
-                f"the key {key!r} occurs twice in the data; keys must be unique over all sources, so read one of "
-                "them with others: shards of img2dataset with key=url, a folder with the folder above it as path="
+                f"the key {key!r} occurs twice in the data; keys must be unique over all sources; give other keys to "
+                "one of them: key=url for shards of img2dataset, or the folder above it as path= for a folder"
             )
     return keys
 
@@ -277,7 +277,7 @@ def _log_summary(out: Path, manifest: dict[str, Any]) -> None:
             *(copies["pairs"], copies["groups"]),
         )
     logger.info(
-        "%s: %s; groups of duplicates kept together: %d exact, %d near; %d pairs skipped, %d unused",
+        "%s: %s; groups of duplicates kept together: %d exact, %d near; pairs skipped: %d, unused: %d",
         out,
         ", ".join(f"{name} {entry['pairs']}" for name, entry in manifest["sets"].items()),
         source["exact"]["groups"],

@@ -41,7 +41,7 @@ class DataSpec:
     train_size: int | None = None
     """Number of pairs of A (of B) to train on, a prefix, so that sizes are nested; null: all."""
     repeat: Repeat = field(default_factory=Repeat)
-    """Planted memorization: the first pairs of the training set come several times per epoch."""
+    """Planted memorization: the first pairs of the training set occur several times per epoch."""
     exclude: str | None = None
     """A text file with one key per line: pairs left out of preparing, training, measuring and searching."""
     exclude_fingerprint: str | None = None
@@ -51,7 +51,7 @@ class DataSpec:
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     """{name: a set of the data folder, or a folder of shards}: the choices for ``public``."""
     labelled: str | None = None
-    """The set with class labels, or a folder of shards with some: for zero-shot accuracy and the linear probe; null: none."""
+    """The set with class labels, or a folder of shards with labels: for zero-shot accuracy and the linear probe; null: none."""
     classes: Any = None
     """Class names of the labelled set: null (its labels), imagenet, a file with one per line, or a list."""
     classes_by: str | None = None
@@ -63,7 +63,7 @@ class DataSpec:
     seed: int = 0
     """Seed of the splits, independent of the training seed."""
     half: int = 0
-    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them at random."""
+    """Which random half: 0 is the prepared split; half j deals the pairs of A and B to the two sides at random."""
     sizes: dict[str, int | float | None] = field(default_factory=dict)
     """{set: number of pairs, share of all (1.0: all), or null for all that its list in keys names}."""
     near_duplicates: int | None = 6

@@ -154,7 +154,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
     draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
-    warn_unread("data.shards", "members", draw.unread)
+    warn_unread("data.shards", "member", draw.unread)
     for name, sample in draw.samples.items():
         if sample.missing:
             raise UserError(

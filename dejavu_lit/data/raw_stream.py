@@ -23,7 +23,7 @@ from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, counted
 
 MAX_SKIPPED = 1000  # unreadable pairs in a row, counted again in every pass
 MAX_EMPTY = 20  # passes in a row over drawn shards that may have no pair of the set: other shards may have some
@@ -104,8 +104,9 @@ class RawDataModule(PairDataModule):
         parts = world * max(self.loader.workers, 1)
         if shards < parts and not self.data.resampled:
             raise UserError(
-                f"data.shards has {shards} shards for {world} ranks × {self.loader.workers} loader processes; lower "
-                "trainer.loader.workers or trainer.devices, or set data.resampled=true"
+                f"data.shards has {counted(shards, 'shard')} for {parts} loader processes ({counted(world, 'rank')} × "
+                f"trainer.loader.workers={self.loader.workers}); lower trainer.loader.workers or trainer.devices, or set "
+                "data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)
         return epoch_plan([pairs], self.seed, 0, world, self.loader.workers, pairs_per_rank(self.batch, world))

@@ -18,7 +18,7 @@ from dejavu_lit.data.near_duplicates import HASH, content_digest, perceptual_has
 from dejavu_lit.data.readers.base import Reader, file_state
 from dejavu_lit.data.shard_index import open_shard
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, counted, first_line
 from dejavu_lit.utils.io import atomic, fingerprint
 from dejavu_lit.utils.parallel import map_unordered
 from dejavu_lit.utils.progress import progress
@@ -99,7 +99,7 @@ def _read_pairs(
 
 def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped: float) -> None:
     for reason, keys in sorted(skipped.items()):
-        logger.warning("%s: %d pairs skipped, %s: %s", source, len(keys), reason, ", ".join(keys[:5]))
+        logger.warning("%s: %s skipped, %s: %s", source, counted(len(keys), "pair"), reason, ", ".join(keys[:5]))
     count = sum(map(len, skipped.values()))
     if count > max(TOLERATED, max_skipped * pairs) or count == pairs:
         reason, keys = max(skipped.items(), key=lambda item: len(item[1]))

@@ -13,12 +13,12 @@ DISTANCES = "[0, 12]"  # of near-duplicates, in bits; above, unrelated images ar
 
 @dataclass(frozen=True)
 class Repeat:
-    """Planted memory: a share of the pairs, the first ones of the set, comes several times per epoch."""
+    """Planted memorization: a share of the pairs, the first ones of the set, occurs several times per epoch."""
 
     share: Any = 0
     """Share of the pairs, from the first on; a list makes several consecutive groups."""
     times: Any = 1
-    """How often these pairs come in an epoch; a list has one number per group."""
+    """How often these pairs occur in an epoch; a list has one number per group."""
 
     def __post_init__(self) -> None:
         shares, times = _as_list(self.share), _as_list(self.times)

@@ -69,7 +69,7 @@ class ShardSet:
                 index = index_shard(folder / name)
                 known[name] = len(index)
                 unread.update(index.unused)
-            warn_unread(folder, "members", unread)
+            warn_unread(folder, "member", unread)
             if (folder.parent / MANIFEST).is_file() and os.access(folder, os.W_OK):
                 write_json(folder / SIZES, {name: known[name] for name in names})
         return cls(folder, names, tuple(known[name] for name in names))

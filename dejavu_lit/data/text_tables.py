@@ -91,9 +91,7 @@ def _row_list(content: Any) -> Any:
     }
     lists = {name: value for name, value in lists.items() if value} or lists
     if len(lists) > 1:
-        raise ValueError(
-            f"it has several lists of objects: {', '.join(lists)}; write one of them into a file of its own"
-        )
+        raise ValueError(f"it has several lists of objects: {', '.join(lists)}; write one of them into a separate file")
     return next(iter(lists.values()), [content])
 
 
@@ -168,8 +166,9 @@ def read_delimited(
         if problem is None:
             raise
         raise UserError(
-            f"{path} has a quotation mark that does not close a value ({problem}), and without quoting its rows differ in "
-            f'their columns ({first_line(error)}); write "" for a quotation mark within quotes, or give a delimiter or parquet'
+            f"{path} has a quotation mark that does not close a value ({problem}), and without quoting its rows have "
+            f"different numbers of columns ({first_line(error)}); "
+            'write "" for a quotation mark within quotes, or give a delimiter or parquet'
         ) from None
     if problem is not None:
         logger.warning("%s is read without quoting: %s", path, problem)
@@ -225,7 +224,7 @@ def _warn_of_line_breaks(path: Path, table: pa.Table) -> None:
         broken = pc.match_substring(column, "\n")
         if count := pc.sum(broken).as_py():
             logger.warning(
-                "%s: %d values of the column %s contain line breaks, the first in row %d; if these are rows of their own, "
-                "a quotation mark before them is not closed",
-                *(path, count, name, pc.index(broken, True).as_py() + 1),
+                "%s: the column %s has values with line breaks: %d, the first in row %d; if these are several rows, a quotation "
+                "mark before them is not closed",
+                *(path, name, count, pc.index(broken, True).as_py() + 1),
             )

@@ -120,7 +120,7 @@ class AuditedModel:
         if not RunDirectory(self.run).finished:
             if self.model_name.epoch is not None:
                 return {}
-            raise UserError(f"{self.run} is not finished; start dejavu train again in it, or evaluate {self.run}@EPOCH")
+            raise UserError(f"{self.run} is not finished; run dejavu resume {self.run}, or evaluate {self.run}@EPOCH")
         return RunDirectory(self.run).record()
 
     @property

@@ -174,7 +174,7 @@ def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
     public_set = spec.data.public_set
     if spec.data.exclude is None and spec.data.set_name(public_set) != public.folder.name:
         log.warning(
-            "the public set %s was not prepared with A, B and H: images that these have, too, fake or hide memorization; "
+            "the public set %s was not prepared with A, B and H: images that are also in these sets fake or hide memorization; "
             "dejavu dedup … 'sets=[%s]' lists them for data.exclude=",
             *(
                 spec.data.public,

@@ -105,8 +105,8 @@ def measured_data(evaluation: PairEvaluation) -> DataSpec:
         raise UserError(f"target={target} is not a run of dejavu train; give one, or also data=prepared data.dir=…")
     if data.dir is not None and is_remote(data.dir) and evaluation.data.dir is None:
         raise UserError(
-            f"target={target} was trained on data.dir={data.dir}; an address is not opened because a run names "
-            "it, so give it yourself: data.dir=…"
+            f"target={target} was trained on data.dir={data.dir}; an address in a run's settings is not "
+            "opened; give data.dir=…"
         )
     return changed_data(data, evaluation.data)
 

@@ -208,7 +208,7 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
 def load_faiss(index: str) -> Any:
     """faiss; raises UserError if ``index`` is unknown, or if what it needs is missing: faiss, or faiss-gpu and a GPU."""
     check_choice("index", index, INDEXES)
-    with explained("the search for neighbors cannot start", "install faiss again", "gpu" if index == "gpu" else "cpu"):
+    with explained("the neighbor search cannot start", "install faiss again", "gpu" if index == "gpu" else "cpu"):
         import faiss
     if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
         raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")

@@ -37,7 +37,7 @@ class ReportSettings:
     write: bool = True
     """Write report/index.html."""
     redact: bool = False
-    """Leave images, captions and objects of single pairs out of it."""
+    """Leave out images, captions and objects of single pairs."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class EvaluationSettings(MainSettings):
     base: str | None = None
     """The model that target and reference were fine-tuned from: the target's gap against it, beside the others."""
     group: str | None = None
-    """An entry of the pairs' JSON, such as the owner: each group's gap and its p-value against H, to groups.csv."""
+    """An entry of the pairs' JSON, such as the owner: each group's gap and its p-value against H, in groups.csv."""
     membership: MembershipSettings | None = field(default_factory=MembershipSettings)
     """Membership scores beside the gaps; null: none."""
     keys: str | None = None
-    """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
+    """A file of keys of A, one per line: each pair's gap and its p-value against H, in persons.csv."""
     report: ReportSettings = field(default_factory=ReportSettings)
     """What the report shows, and whether it is written."""
 

@@ -110,7 +110,7 @@ def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) 
     by_pair = [scores[pair["key"]].values() for pair in gaps["pairs"]]
     if unscored := sum(all(score["p"] is None for score in found) for found in by_pair if found):
         log.warning(
-            "%d of %d keys have no membership scores, since membership.pairs did not draw them; give membership.pairs=null",
+            "%d of %d keys have no membership scores, because membership.pairs did not draw them; give membership.pairs=null",
             *(unscored, len(gaps["pairs"])),
         )
     log.info(

@@ -128,8 +128,8 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     if as_large and (found or all(excludes_zero(null["ppg"]["ci95"]) for null in nulls)):
         found = None
         verdict = (
-            "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
-            f"trained on (null PPG {decimal(as_large[0])}), show nothing"
+            "Whether memorization was found cannot be said, because the models differ as much on the holdout, which neither was "
+            f"trained on (null PPG {decimal(as_large[0])})"
         )
     values = " and ".join(decimal(gap["symmetric"]) for gap in gaps)
     which = "the lower of two 95 % intervals" if s == 2 else "95 % interval"
@@ -158,7 +158,7 @@ def _verdict(above_zero: bool, gaps: Sequence[Mapping[str, float]]) -> str:
     """The verdict, with the conditions that failed; gaps: the PPG of each block, of each pair of models that is judged."""
     failures = []
     if not above_zero:
-        failures.append("the interval does not stay above 0")
+        failures.append("the interval is not entirely above 0")
     if (gap := next((gap for gap in gaps if not _agrees(gap)), None)) is not None:
         disagree = "disagree" if gap["population"] and gap["swapped"] else "do not both have a gap"
         failures.append(f"the two directions {disagree} ({decimal(gap['population'])} and {decimal(gap['swapped'])})")

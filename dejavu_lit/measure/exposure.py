@@ -1,4 +1,4 @@
-"""Gaps by exposure: the gap against how often training saw each record, with which it must rise (planted memory).
+"""Gaps by exposure: the gap against how often training saw each record, with which it must rise (planted memorization).
 
 Exposures within a factor of 1.5 form one level, because an epoch skips a few pairs at random. Spearman's rank correlation
 is over the records, its p-value from t = ρ · √((n − 2) / (1 − ρ²)).

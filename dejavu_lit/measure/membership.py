@@ -134,7 +134,7 @@ def _score_figures(
             missing = (None, "the records have no such scores")
             entry["unseen"] = noted(reasons, "unseen", missing if unseen is None else auc(unseen, others))
         else:
-            reasons["unseen"] = "one of the two models that it compares was trained on B"
+            reasons["unseen"] = "one of the two models compared was trained on B"
     first = _first_half(scored["null"], score)
     entry["control"] = noted(reasons, "control", auc(others[first], others[~first]))
     a = scored["population"]

@@ -1,4 +1,4 @@
-"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory."""
+"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memorization."""
 
 import re
 from collections import defaultdict
@@ -107,7 +107,7 @@ def sensitivity(metrics: Metrics, name: str) -> figures.Plot | None:
 
 
 def planted(metrics: Metrics) -> figures.Plot | None:
-    """The gaps at each level of exposure: the calibration by planted memory."""
+    """The gaps at each level of exposure: the calibration by planted memorization."""
     result = metrics.get("planted")
     if not result:
         return None
@@ -116,13 +116,13 @@ def planted(metrics: Metrics) -> figures.Plot | None:
         for name in FIGURES
         for level in result["levels"]
     ]
-    levels = [f"{signed(r['value'])} for pairs seen {r['exposure']:.3g} times" for r in rows if r["figure"] == "prg"]
-    text = f"PRG is {', '.join(levels)}."
+    levels = [f"{signed(r['value'])} at exposure {r['exposure']:.3g}" for r in rows if r["figure"] == "prg"]
+    text = f"PRG by exposure (times seen in training): {', '.join(levels)}."
     rho = result["spearman"]["recall"]["rho"]
     if rho is not None:
         text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
     draw = partial(_draw_gaps_over, rows, "exposure", "times seen in training")
-    return figures.Plot("planted", "Planted memory: gaps by exposure", text, rows, draw)
+    return figures.Plot("planted", "Planted memorization: gaps by exposure", text, rows, draw)
 
 
 def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> figures.Plot:

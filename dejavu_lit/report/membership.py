@@ -91,7 +91,7 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
     bound = f"ε is at least {lower:.2f}" if lower else "no ε is refuted"
     return (
         f"Audit of one run for differential privacy: {bound} ({audit['right']:,} of {audit['guesses']:,} guesses right among "
-        f"{audit['pairs']:,} pairs of A and B in equal numbers; 95 % confidence). It refutes claims of privacy; it proves none."
+        f"{audit['pairs']:,} pairs of A and B in equal numbers; 95 % confidence). This refutes claims of privacy; it proves none."
     )
 
 
@@ -105,11 +105,11 @@ def membership_sentence(board: Mapping[str, Any] | None) -> str:
         figure["ci95"] or [figure["value"]] * 2 for name in ("auc", "control", "unseen") if (figure := cosine.get(name))
     )
     if any(not low <= 0.5 <= high for low, high in controls):
-        return "A control of the membership scores is not 0.5: the sets may differ in more, so do not rely on these scores."
+        return "A control of the membership scores is not 0.5: the sets may differ otherwise, so do not rely on these scores."
     if auc[0] <= 0.5:
         return ""
     return (
-        "Membership is another question: with image and caption at hand, one can tell better than by guessing whether a pair was "
+        "Membership is another question: given image and caption, one can tell better than by guessing whether a pair was "
         f"trained on (AUC of the cosine {_text(cosine['auc'])}; guessing is 0.5)."
     )
 

@@ -25,9 +25,7 @@ AS_TRAINING_IMAGES = (
     "as you treat its training images: for some pairs, the caption alone brings back objects that only the image shows."
 )
 NOT_ABSENT = "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size."
-SEED_NOISE = (
-    "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
-)
+SEED_NOISE = "The intervals do not include training noise: if the models can be trained again, quote three seed pairs."
 
 
 def interval(ci: Any, digits: int = 3) -> str:
@@ -161,8 +159,8 @@ def study_steps(study: Mapping[str, Any]) -> list[str]:
 def ppg_sentence(block: str = "symmetric") -> str:
     """What the PPG of a block is, for readers who see it for the first time."""
     if block == "corrected":
-        return "Corrected PPG: PPG on A minus PPG on H. 0 would be no difference."
-    return f"PPG: {FIGURES['ppg'].meaning}. 0 would be no difference, 1 the largest possible."
+        return "Corrected PPG: PPG on A minus PPG on H. 0 means no difference."
+    return f"PPG: {FIGURES['ppg'].meaning}. 0 means no difference, 1 the largest possible."
 
 
 def _above_zero(block: str, ppg: Any, reasons: Mapping[str, str]) -> Result:

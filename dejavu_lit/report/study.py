@@ -33,7 +33,7 @@ SECTIONS = {  # id and template: heading
     "provenance": "Provenance",
 }
 HEADERS = (
-    "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG less than the first", "null PPG",
+    "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG decrease", "null PPG",
     "corrected PPG", "AUC, cosine", "zero-shot top-1", "text→image R@1",
 )  # fmt: skip
 Row = Mapping[str, Any]

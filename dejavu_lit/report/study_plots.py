@@ -113,9 +113,9 @@ def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
         f"{sum(point[name]['value'] < default[name]['value'] for point in lower)} by {MEMBERSHIP[name].label}"
         for name in names
     )
-    also = f"; of these, the AUC is also lower for {counts}" if lower else ""
+    also = f"; of these, with a lower AUC: {counts}" if lower else ""
     text = (
-        f"{len(lower)} of {len(others)} other settings have a PPG below that of {default['setting']}{also}. "
+        f"Other settings with a lower PPG than {default['setting']}: {len(lower)} of {len(others)}{also}. "
         "An AUC of 0.5 is guessing."
     )
     rows = [flat(point, ("ppg", *names)) for point in group]

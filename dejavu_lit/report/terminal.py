@@ -133,7 +133,7 @@ def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
     for _, line in lines[:GROUPS]:
         terminal.say(line)
     if len(lines) > GROUPS:
-        terminal.say(f"{len(lines) - GROUPS} more groups with q ≤ 0.05 are in groups.csv")
+        terminal.say(f"groups.csv has further groups with q ≤ 0.05: {len(lines) - GROUPS}")
 
 
 def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
@@ -184,8 +184,8 @@ def show_plan(plan: "Plan", width: int | None = None) -> None:
     fitting_table(terminal, "the plan", columns)
     complete = sum(evaluations.values())
     terminal.say(
-        f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
-        f"{len(evaluations) - complete} evaluations to do, {complete} complete"
+        f"runs: {len(plan.to_train)} to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
+        f"evaluations: {len(evaluations) - complete} to do, {complete} complete"
     )
 
 
@@ -278,5 +278,5 @@ def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any], of
         steps.append(f"dejavu evaluate … {argument('out', out)} {gate}    # a gate for releases")
     elif lacks_seeds(results):
         again = "dejavu train -m … seed=0,1,2" if of_sweep else "dejavu mitigate … 'seeds=[0,1,2]'"
-        steps.append(f"{again}    # intervals that include the noise of training")
+        steps.append(f"{again}    # intervals that include training noise")
     print_next(*steps)

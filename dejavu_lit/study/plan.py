@@ -118,14 +118,14 @@ def _link_gap_reference(cell: Cell, runs: dict[Path, TrainingRun]) -> None:
         return
     measured = set(range(every, target.epochs + 1, every))
     if not measured:
-        raise UserError(f"gaps.every={every} is more than the {target.epochs} epochs of {cell.name}; lower it")
+        raise UserError(f"gaps.every={every} must be at most {target.epochs}, the last epoch of {cell.name}")
     end = reference.epochs  # needs no checkpoint: it is the finished model
     if RunDirectory(cell.reference).started and not RunDirectory(cell.target).finished:
         missing = [epoch for epoch in sorted(measured - {end}) if not _keeps_checkpoint(cell.reference, epoch)]
         if missing:
             raise UserError(
-                f"{cell.name} is measured every {every} epochs against {cell.reference}, which kept no checkpoint "
-                f"of epoch {', '.join(map(str, missing))}; set gaps.every to a multiple that it kept, or choose another out="
+                f"{cell.name} is measured with gaps.every={every} against {cell.reference}, which kept no checkpoint "
+                f"of epoch {', '.join(map(str, missing))}; set gaps.every so that it kept them, or choose another out="
             )
     runs[cell.target] = replace(target, gaps=replace(target.gaps, reference=str(cell.reference)))
     runs[cell.reference] = keeping(reference, measured)

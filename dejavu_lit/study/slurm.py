@@ -18,7 +18,7 @@ from typing import Any
 
 from dejavu_lit.study.runs import failure_reason
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.errors import UserError, check_at_least, check_range
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range, counted
 from dejavu_lit.utils.io import read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -103,8 +103,8 @@ def train_by_slurm(settings: SlurmSettings, runs: Sequence[Path]) -> Iterator[tu
         yield from _wait(waiting, settings.poll_s)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(
-            f"interrupted; {len(waiting)} jobs continue; run the same command again to wait for them, "
-            "or cancel one with scancel NUMBER"
+            f"interrupted; jobs that continue: {len(waiting)}; run the same command again to wait for them, or cancel one with "
+            "scancel NUMBER"
         ) from None
 
 
@@ -137,7 +137,7 @@ def _wait(waiting: dict[Path, str], pause: float) -> Iterator[tuple[Path, str | 
         jobs = [queue[job] for job in waiting.values() if job in queue]
         running = sum(state == "RUNNING" for state, _ in jobs)
         reasons = "" if running else ", ".join(sorted({reason for _, reason in jobs} - {"None"}))
-        state = f"{running} jobs running, {len(waiting) - running} waiting{f' ({reasons})' if reasons else ''}"
+        state = f"jobs: {running} running, {len(waiting) - running} waiting{f' ({reasons})' if reasons else ''}"
         if waiting and state != logged:
             log.info("%s", state)
             logged = state
@@ -170,7 +170,7 @@ def _submit(runs: Sequence[Path], settings: SlurmSettings) -> dict[Path, str]:
         for path, job in zip(paths, submitted, strict=True):
             save_job(path, job)
             jobs[path] = str(job.job_id)
-        log.info("submitted %d jobs (%s …), logs in %s", len(paths), jobs[paths[0]], folder)
+        log.info("submitted %s (%s …); logs in %s", counted(len(paths), "job"), jobs[paths[0]], folder)
     return jobs
 
 

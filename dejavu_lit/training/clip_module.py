@@ -207,7 +207,8 @@ class ClipModule(pl.LightningModule):
                 "use another out=, or restore the previous data"
             )
         current = self._pair_order()
-        if changed := first_difference(checkpoint.get("plan", current), current):
+        saved = {name.replace(" a rank", " per rank"): value for name, value in checkpoint.get("plan", current).items()}
+        if changed := first_difference(saved, current):  # an earlier name of an entry
             raise UserError(
                 f"this run cannot continue with its pairs in another order ({changed}); use the original value, or another out="
             )
@@ -222,7 +223,7 @@ class ClipModule(pl.LightningModule):
 
     def _pair_order(self) -> dict[str, int]:
         plan = self.pairs.plan
-        return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
+        return {"ranks": plan.world, "loader workers": plan.workers, "batch per rank": plan.batch, "seed": plan.seed}
 
     def replaced(self) -> int:
         """The number of replaced pairs of this epoch over all ranks; every rank must call it.

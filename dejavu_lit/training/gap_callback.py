@@ -131,7 +131,7 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
             "gaps.reference=partner is for dejavu mitigate, which knows the partner; set it to a finished run"
         )
     if settings.every > run.epochs:
-        raise UserError(f"gaps.every={settings.every} is more than the {run.epochs} epochs to train; lower it")
+        raise UserError(f"gaps.every={settings.every} must be at most {run.epochs}, the last epoch")
     reference = AuditedModel(settings.reference, out / "embeddings", measured=run.data)
     if reference.run is not None:
         _check_reference_run(reference, reference.run, run)
@@ -143,7 +143,7 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
 def _check_reference_run(reference: AuditedModel, folder: Path, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
     if not RunDirectory(folder).finished:
-        raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
+        raise UserError(f"{option} is not finished; finish it by dejavu resume, then start this run")
     if reference.trained_on == TRAINED_ON[run.side]:
         raise UserError(f"{option} was trained on {TRAINED_ON[run.side]}, like this run; use a run of the other side")
     if reference.data is not None and reference.data.deal != run.data.deal:

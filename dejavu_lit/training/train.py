@@ -36,7 +36,7 @@ from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import Ranks, lightning_environment, rank
-from dejavu_lit.utils.errors import UserError, explained, first_line
+from dejavu_lit.utils.errors import UserError, counted, explained, first_line
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
@@ -66,7 +66,7 @@ def train(run: TrainingRun, out: Path) -> Path:
     """
     directory = RunDirectory(out)
     if directory.finished:
-        log.info("%s is finished (%s epochs); nothing to do", out, directory.record()["epochs"])
+        log.info("%s is finished (%s); nothing to do", out, counted(directory.record()["epochs"], "epoch"))
         return out
     if rank() == 0:
         run.data.warn_of_unknown_keys()
@@ -142,7 +142,7 @@ def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers
     plugins = cast(Any, [*lightning_environment(), AtomicCheckpointIO()])
     callbacks = _callbacks(run, RunDirectory(out), gaps, show_progress)
     problem = f"Lightning refuses trainer.accelerator={settings.accelerator} with the other options of trainer"
-    with explained(problem, "choose other ones", errors=(MisconfigurationException, TypeError, ValueError)):
+    with explained(problem, "choose others", errors=(MisconfigurationException, TypeError, ValueError)):
         return pl.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -245,6 +245,7 @@ def _write_results(
         "provenance": provenance(),
     }
     write_json(RunDirectory(out).record_file, record)
-    log.info("finished %s: %d epochs, %d steps in %.0f s", out, trainer.current_epoch, trainer.global_step, seconds)
+    epochs, steps = counted(trainer.current_epoch, "epoch"), counted(trainer.global_step, "step")
+    log.info("finished %s: %s, %s in %.0f s", out, epochs, steps, seconds)
     if stopped:
         log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])

@@ -80,8 +80,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 epoch, 2 epochs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shown(names: Sequence[str]) -> str:
-    """The names in one text, of many the first ones: a file that is not a table may seem to have any number of columns."""
+    """The names as one text; only the first ones of many, because a file that is not a table may seem to have any number."""
     return ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
 
 

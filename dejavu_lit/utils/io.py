@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, counted, first_line
 
 log = logging.getLogger(__name__)
 ATTEMPT = 1 << 20  # bytes that the system is asked to write after a library failed to, without saying why
@@ -195,7 +195,7 @@ def is_hidden(path: str) -> bool:
 
 @cache
 def _log_hidden(folder: Path, count: int) -> None:
-    log.warning("%d hidden files in %s are ignored (their names begin with a dot)", count, folder)
+    log.warning("%s: %s ignored (names that begin with a dot)", folder, counted(count, "hidden file"))
 
 
 def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
@@ -204,7 +204,7 @@ def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
         kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
         listed += ", …" if len(kinds) > LISTED_KINDS else ""
-        log.warning("%s: %d %s belong to no pair and are not read: %s", where, total, what, listed)
+        log.warning("%s: %s without a pair not read: %s", where, counted(total, what), listed)
 
 
 def fingerprint(value: Any) -> str:

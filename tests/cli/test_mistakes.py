@@ -43,14 +43,14 @@ MISTAKES = {
     "train side=target model=vit_b_32 model.name=ViT-B-32:openai": "model.name=ViT-B-32:openai is not an open_clip architecture",
     "train side=target batch": "batch has no value; write batch=…",
     "mitigate \"settings.a name, b=['mitigation.ema=0.9']\"": (
-        "settings.a name, b=['mitigation.ema=0.9']: Hydra cannot read the name 'settings.a name, b'; use letters, digits"
+        "settings.a name, b=['mitigation.ema=0.9']: Hydra cannot read the name 'settings.a name, b'; use only letters, digits"
     ),
     "train side=target out=runs/a,b": (
         "out=runs/a,b: a comma separates the values of a multirun (-m); a list is out=[runs/a,b], a text 'out=\"runs/a,b\"'"
     ),
     "evaluate ks=1,5": "ks=1,5: a comma separates the values of a multirun (-m); a list is ks=[1,5], a text 'ks=\"1,5\"'",
     "power metrics=[~/a.json]": "metrics=[~/a.json]: quote each text in the list, as \"metrics=['~/a.json']\"",
-    "evaluate runs/a": "runs/a has no name; write NAME=runs/a, with the option that it is for",
+    "evaluate runs/a": "runs/a has no name; write OPTION=runs/a",
     f"report {ROOT}/README.md": f"{ROOT}/README.md is a file; give the out= folder of dejavu evaluate or dejavu mitigate",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
     "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",
@@ -82,14 +82,14 @@ MISTAKES = {
     "dedup data.dir=x encoder=runs/nope": "encoder=runs/nope: runs/nope does not exist; give a run of dejavu train, or a model",
     "report": "path is missing; give path=…: the out= folder of dejavu evaluate or dejavu mitigate",
     "report runs/nope": "runs/nope does not exist; give the out= folder of dejavu evaluate or dejavu mitigate",
-    "power": "metrics is missing; give metrics=…: one or a list of metrics.json or study.json",
+    "power": "metrics is missing; give metrics=…: a metrics.json or study.json of earlier evaluations",
 }
 
 
 NO_GPU = "train side=target trainer=gpu"
 WITH_DATA = {
-    "train side=target recipe.batch=200": "96 training pairs do not fill one batch of 1 ranks × 200 pairs; lower recipe.batch=",
-    "train side=target recipe.batch=32 trainer.devices=3 out=out": "recipe.batch=32 does not divide by 3 ranks; choose",
+    "train side=target recipe.batch=200": "96 training pairs cannot fill one batch (1 rank × 200 pairs); lower recipe.batch=",
+    "train side=target recipe.batch=32 trainer.devices=3 out=out": "recipe.batch=32 is not divisible by the 3 ranks; choose",
     "evaluate target=x@y reference=x@y data=prepared": "this data has no objects of its own; detect them with dejavu annotate, ",
 }
 

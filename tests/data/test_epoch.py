@@ -34,7 +34,7 @@ def rows(plan: EpochPlan, rank: int, offset: int = 0) -> list[list[tuple[int, in
 def test_one_pass_without_replacement(sizes, world, workers, batch, epoch):
     total = sum(sizes)
     if total < world * batch:
-        with pytest.raises(UserError, match=f"{total} training pairs"):
+        with pytest.raises(UserError, match=f"^{total} training pair"):
             epoch_plan(sizes, 1, epoch, world, workers, batch)
         return
     plan = epoch_plan(sizes, 1, epoch, world, workers, batch)
@@ -153,7 +153,7 @@ def test_excluded_and_removed_pairs_never_come_and_ranks_stay_equal(sizes, world
     ]
     arguments = (sizes, 1, 0, world, workers, batch, train_size, None, *dropped)
     if len(trained) < world * batch:
-        with pytest.raises(UserError, match=f"{len(trained)} training pairs"):
+        with pytest.raises(UserError, match=f"^{len(trained)} training pair"):
             epoch_plan(*arguments)
         return
     plan = epoch_plan(*arguments)

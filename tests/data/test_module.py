@@ -35,7 +35,7 @@ def test_a_batch_that_is_not_divisible_by_the_ranks_is_rejected(folder):
         pairs.trainer = SimpleNamespace(world_size=world)
         assert pairs.plan.batch == batch
     pairs.trainer = SimpleNamespace(world_size=5)
-    with pytest.raises(UserError, match=r"recipe\.batch=12 does not divide by 5 ranks; choose a multiple of 5"):
+    with pytest.raises(UserError, match=r"recipe\.batch=12 is not divisible by the 5 ranks; choose a multiple of 5"):
         _ = pairs.plan
 
 

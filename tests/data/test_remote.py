@@ -295,7 +295,7 @@ def test_the_address_of_a_given_run_is_not_opened(server, runs, tmp_path):
     options = [f"target={given}", f"reference={runs['reference']}", f"out={tmp_path / 'gap'}"]
     done = call("evaluate", *options)
     assert done.returncode == 1
-    assert f"was trained on data.dir={server.url}; an address is not opened because a run names it" in done.stderr
+    assert f"was trained on data.dir={server.url}; an address in a run's settings is not opened" in done.stderr
     assert server.requested == []
 
 

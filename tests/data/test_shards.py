@@ -61,7 +61,7 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path, caplog):
     )
     tar(tmp_path / "1.tar", {"x/c.PNG": png, "x/c.cls": b"7", "readme.md": b"no pair"})
     pairs = list(read_pairs(ShardSet.open(tmp_path)))
-    assert f"{tmp_path}: 1 members belong to no pair and are not read: 1 KEY.md" in caplog.text
+    assert f"{tmp_path}: 1 member without a pair not read: 1 KEY.md" in caplog.text
     assert [(p.key, p.caption) for p in pairs] == [("a", "cap"), ("b", "c"), ("x/c", "7")]
     assert pairs[2].meta == {"label": "7"}
 

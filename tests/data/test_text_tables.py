@@ -110,6 +110,6 @@ def test_quoted_values_keep_delimiters_quotes_and_line_breaks(tmp_path: Path, ca
     path.write_text('path,caption\n1.jpg,"a ""big"" dog,\nsitting"\n2.jpg,5" wide\n')
     assert rows(path) == [("1.jpg", 'a "big" dog,\nsitting'), ("2.jpg", '5" wide')]
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        f"{path}: 1 values of the column caption contain line breaks, the first in row 1; if these are rows of their own, "
+        f"{path}: the column caption has values with line breaks: 1, the first in row 1; if these are several rows, "
         "a quotation mark before them is not closed"
     ]

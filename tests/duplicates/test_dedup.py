@@ -137,7 +137,7 @@ def test_only_files_that_were_written_are_named(scenes: Path, tmp_path: Path) ->
     done = call("dedup", f"data.dir={scenes}", "sets=[V]", f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
     assert "exclude.txt" in done.stdout
-    assert "0 keys to exclude" in done.stdout
+    assert "keys to exclude: 0" in done.stdout
     assert "next:" not in done.stdout  # neither a page to open, nor a list to train without
     assert not (tmp_path / "out/examples.png").exists()
 

@@ -219,7 +219,7 @@ def test_a_gate_ends_no_other_job_of_a_multirun(runs, tmp_path):
         f"hydra.sweep.dir={tmp_path}",
     )
     assert done.returncode == 3, done.stderr
-    assert done.stderr.count("fail_if holds") == 2
+    assert done.stderr.count("fail_if is true") == 2
     assert (tmp_path / "1" / "metrics.json").is_file()
 
 
@@ -270,7 +270,7 @@ def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, r
     done = call("evaluate", *options, "membership.pairs=40", "report.write=false")
     assert done.returncode == 0, done.stderr
     assert "membership, 40 pairs of A against 40 of H" in done.stdout
-    assert "It refutes claims of privacy; it proves none." in done.stdout
+    assert "This refutes claims of privacy; it proves none." in done.stdout
     drawn = metrics(out)
     assert drawn["membership"]["pairs"] == {"A": 40, "H": 40, "B": 40}
     assert drawn["membership"]["others"] == metrics(evaluation)["membership"]["others"]
@@ -523,7 +523,7 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     ]
     done = call("evaluate", *sides, *options, f"out={out}")
     assert done.returncode == 3, done.stderr
-    assert f"fail_if holds: {gate}" in done.stderr
+    assert f"fail_if is true: {gate}" in done.stderr
     assert f"'sets=[A,B,H,{tmp_path / 'other'}]' lists them for data.exclude=" in done.stderr
     assert (out / "scalars.csv").is_file()
     cards = "".join(path.read_text() for path in (out / "report" / "data").glob("cards*.js"))

@@ -92,7 +92,7 @@ def test_the_first_half_is_the_prepared_split_and_nothing_is_trained_twice(study
     assert config["data"]["half"] == 0
     done = call("mitigate", *options(scenes, out, "halves=2"))
     assert done.returncode == 0, done.stderr
-    assert "0 runs to train, 4 to reuse" in done.stdout
+    assert "runs: 0 to train, 4 to reuse" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")} == before
     assert len(json.loads((out / "study.json").read_text())["settings"]) == 2
 

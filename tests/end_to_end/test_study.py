@@ -70,7 +70,7 @@ def test_every_setting_has_a_row_and_an_evaluation(study):
 
 def test_the_plan_is_shown_first(study):
     _, done = study
-    assert "4 runs to train, 0 to reuse; 4 evaluations to do, 0 complete" in done.stdout
+    assert "runs: 4 to train, 0 to reuse; evaluations: 4 to do, 0 complete" in done.stdout
     assert "none-s0@1" in done.stdout
     assert "1 of 4 runs trained, about" in done.stderr
 
@@ -128,7 +128,7 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
     done = call("mitigate", *SETTINGS, *more, *options(scenes, out), "trainer.accelerator=gpu", "launcher=slurm")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("trainer.accelerator=gpu: no GPU found; using the CPU") == (not cuda.is_available())
-    assert "0 runs to train, 4 to reuse; 1 evaluations to do, 4 complete" in done.stdout
+    assert "runs: 0 to train, 4 to reuse; evaluations: 1 to do, 4 complete" in done.stdout
     assert trained(out) == before
     assert {p: p.stat().st_mtime_ns for p in evaluated} == evaluated
     found = {r["name"]: r for r in rows(out)}
@@ -139,7 +139,7 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
 def test_plan_only_shows_the_plan_and_ends(scenes, tmp_path):
     done = call("mitigate", *SETTINGS, *options(scenes, tmp_path / "s"), "plan_only=true", "sizes=[48,96]")
     assert done.returncode == 0, done.stderr
-    assert "8 runs to train, 0 to reuse; 8 evaluations to do, 0 complete" in done.stdout
+    assert "runs: 8 to train, 0 to reuse; evaluations: 8 to do, 0 complete" in done.stdout
     assert not (tmp_path / "s").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_plan_alone_generates_no_data(tmp_path, monkeypatch):
     done = call("mitigate", "experiment=demo", "plan_only=true", "sizes=[null,500]", "halves=2")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("would be generated first, in outputs/data/scenes-") == 1
-    assert "16 runs to train, 0 to reuse; 8 evaluations to do, 0 complete" in done.stdout
+    assert "runs: 16 to train, 0 to reuse; evaluations: 8 to do, 0 complete" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,7 +156,7 @@ def test_series_have_overrides_by_size_and_share_their_runs(scenes, tmp_path):
     series = ["+series.epochs={}", "+series.pairs={48: ['recipe.epochs=6']}", "sizes=[48,96]"]
     done = call("mitigate", "+settings.all=[]", *series, *options(scenes, tmp_path / "s"), "plan_only=true")
     assert done.returncode == 0, done.stderr
-    assert "6 runs to train, 0 to reuse; 3 evaluations to do, 0 complete" in done.stdout
+    assert "runs: 6 to train, 0 to reuse; evaluations: 3 to do, 0 complete" in done.stdout
     assert "all, pairs" in done.stdout
 
 
@@ -203,7 +203,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
             "settings.x: mitigation.text_msk is not an option (did you mean",
         ),
         (["+settings.x=['mitigation.text_mask=2']"], "settings.x: mitigation.text_mask=2"),
-        (["+settings.x=['recipe.batch=200']"], "settings.x: 96 training pairs do not fill one batch"),
+        (["+settings.x=['recipe.batch=200']"], "settings.x: 96 training pairs cannot fill one batch"),
         (["+settings.x=['evaluate.data.public=sngle']"], "settings.x: data.public=sngle is neither one of"),
         (["+settings.x=['evaluate.k=none']"], "settings.x: evaluate.k=none must be a whole number"),
         (["+settings.x=['seeds=[1]']"], "settings.x: seeds=[1] is an option of the whole study"),
@@ -239,7 +239,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings={a: [], a-n90: []}", "sizes=[90,null]"], "'a' and 'a-n90' would share a folder"),
         (
             ["+settings.x=['data.half=2']"],
-            "settings.x: data.half=2 is not of one setting; halves=R trains random halves",
+            "settings.x: data.half=2 cannot be set in a setting; halves=R trains random halves",
         ),
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a names the size big"),
@@ -247,7 +247,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=[]", "sizes=[null]", "+series.a={None: []}"], "series.a names the size None"),
         (["+settings.x=[]", "sizes=[0]"], "at least 1 (null: all pairs)"),
         (["+settings.x=['trainer.precision=bf16-mixed']"], "is an option of the whole study"),
-        (["+settings.x=[]", "sizes=[null,96]"], "null is all 96 pairs; remove one"),
+        (["+settings.x=[]", "sizes=[null,96]"], "(null means all 96 pairs); remove one"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(given, sentence, scenes, tmp_path):
@@ -274,7 +274,7 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     assert "begun is not finished" in done.stderr
     assert "twice is the same run as" in done.stderr
     assert done.returncode == 3
-    assert "fail_if holds for mitigation.text_mask=0.0-n96-s0, mitigation.text_mask=0.5-n96-s0" in done.stderr
+    assert "fail_if is true for mitigation.text_mask=0.0-n96-s0, mitigation.text_mask=0.5-n96-s0" in done.stderr
     found = rows(base)
     assert [r["overrides"] for r in found] == [["mitigation.text_mask=0.0"], ["mitigation.text_mask=0.5"]]
     expected = rows(study[0])

@@ -102,7 +102,7 @@ def test_linear_probe_separates_linear_classes_and_fails_on_noise():
 
 @pytest.mark.parametrize("labels", [["a"] * 10, [], list("abcdefghij")])
 def test_linear_probe_without_two_classes_to_test_says_why(labels):
-    with pytest.raises(UserError, match=f"{len(labels)} images"):
+    with pytest.raises(UserError, match=rf"\(images: {len(labels)}, classes: {len(set(labels))}\)"):
         linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
 
 

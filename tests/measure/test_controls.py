@@ -83,11 +83,11 @@ def test_found_by_the_rule() -> None:
         verdict["words"] == "Memorization was found: symmetric PPG 0.400, 95 % interval 0.380 to 0.420, one seed pair."
     )
     for metrics, why in (
-        (evaluation(0.01, 0.0, 0.02), "interval does not stay above 0"),
+        (evaluation(0.01, 0.0, 0.02), "interval is not entirely above 0"),
         (evaluation(0.9, 0.0, -0.3), r"directions disagree \(0.900 and −0.300\)"),
         (evaluation(0.9, 0.0, 0.0), r"do not both have a gap \(0.900 and 0.000\)"),
         (evaluation(0.3, 0.4, 0.6), r"no larger than the holdout's \(corrected −0.100\)"),
-        (evaluation(-0.5, -0.4, -0.5), "interval does not stay above 0"),
+        (evaluation(-0.5, -0.4, -0.5), "interval is not entirely above 0"),
     ):
         got = memorization_found([metrics])
         assert got["found"] is False

@@ -354,7 +354,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(data: Path, weights
     finished = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
     assert 3 <= len(finished) <= 6
     done = run("annotate", *options, "name=killed")
-    assert f"6 of 6 parts are complete; annotated {55 - sum(map(images_of, finished))} images" in done.stdout
+    assert f"6 of 6 parts complete, {55 - sum(map(images_of, finished))} images annotated" in done.stdout
     assert "images/s" in done.stdout or sum(map(images_of, finished)) == 55
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     run("annotate", *options, "name=alone")
@@ -404,7 +404,9 @@ def test_help_and_wrong_overridesload_nothing_heavy() -> None:
 def test_a_copy_of_remote_data_is_not_annotated(tmp_path):
     done = call("annotate", "annotator=classes", "data.dir=http://127.0.0.1:9/data", f"out={tmp_path}")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: data.dir=http://127.0.0.1:9/data is remote, and only a copy of it is here")
+    assert done.stderr.startswith(
+        "error: data.dir=http://127.0.0.1:9/data is remote; annotate the data where it is stored"
+    )
 
 
 def test_parts_of_shards_that_no_longer_exist_are_refused_and_kept(data: Path) -> None:

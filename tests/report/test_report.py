@@ -246,7 +246,7 @@ def test_the_page_itself_contains_no_caption(report: Path) -> None:
 def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
     metrics = read_json(tmp_path / "e" / "metrics.json")
-    metrics["found"] |= {"found": found, "words": f"{verdict}, because the interval does not stay above 0: 0.1."}
+    metrics["found"] |= {"found": found, "words": f"{verdict}, because the interval is not entirely above 0: 0.1."}
     if found is None:
         metrics |= {"swapped": None, "symmetric": None, "reasons": {"symmetric": "the set B was not measured"}}
     write_json(tmp_path / "e" / "metrics.json", metrics)
@@ -330,13 +330,13 @@ def test_the_base_and_the_groups_are_shown_without_their_names_if_redacted(
     name = "1" if redact else "&lt;Ann&gt;"
     assert cells == [name, "7", "+0.250", "−0.500", "+0.125", "0.5", "0.75", "0.875", "0.0123", "–"]
     assert ("Ann" in text) is not redact
-    assert "3 groups with fewer than 5 records are not shown" in text
+    assert "Groups with fewer than 5 records are not shown: 3" in text
     assert scalars(metrics)["base/corrected/ppg"] == metrics["corrected"]["ppg"]["value"]
     metrics["groups"]["groups"] = [group] * 20_000
     write_json(folder / "metrics.json", metrics)
     text = write_report(folder, redact=redact).read_text()
     assert text.count(">0.0123<") == 200
-    assert "The 200 with the smallest p of 20,000 are shown; groups.csv has all." in text
+    assert "The 200 with the smallest p of 20,000 are shown; groups.csv has all of them." in text
 
 
 def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
@@ -822,7 +822,7 @@ def test_a_gate_is_judged_on_the_evaluation_or_on_each_of_a_study(
     with pytest.raises(SystemExit) as end:
         run([str(small_study), between])
     assert end.value.code == 3
-    assert capsys.readouterr().err.endswith(f"fail_if holds for none-n60-s0: {between.partition('=')[2]}\n")
+    assert capsys.readouterr().err.endswith(f"fail_if is true for none-n60-s0: {between.partition('=')[2]}\n")
     bare = shutil.copytree(plain, tmp_path / "bare", ignore=shutil.ignore_patterns("report"))
     assert run([str(bare), "fail_if=symmetric.ppg.value > 1"]) is None
     assert not (bare / "report").exists()

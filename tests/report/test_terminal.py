@@ -121,7 +121,7 @@ ONE_DIRECTION = {"symmetric": None, "corrected": {"ppg": {}}, "population": {"pp
         (ONE_DIRECTION, 'dejavu evaluate … out=out fail_if="corrected.ppg.ci95[0]>0.05"    # a gate for releases'),
         (
             {"pooled": [{"seeds": [0]}]},
-            "dejavu mitigate … 'seeds=[0,1,2]'    # intervals that include the noise of training",
+            "dejavu mitigate … 'seeds=[0,1,2]'    # intervals that include training noise",
         ),
         (
             {"pooled": [{"seeds": [0, 1], "halves": [0, 1]}, {"seeds": [0, 1, 2]}]},
@@ -152,7 +152,7 @@ def test_of_many_groups_the_first_have_a_line(evaluation: Path, capsys: pytest.C
     show_evaluation({**metrics, "groups": {"column": "meta.owner", "groups": groups}}, Path("out"))
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("meta.owner=") for line in lines) == 20
-    assert "3 more groups with q ≤ 0.05 are in groups.csv" in lines
+    assert "groups.csv has further groups with q ≤ 0.05: 3" in lines
 
 
 def test_next_steps_can_be_copied_if_a_path_has_spaces(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,11 +41,11 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
     def said():
         return (tmp_path / "said").read_text()
 
-    study = begin(lambda words: "jobs running" in words)
+    study = begin(lambda words: "jobs: " in words)
     assert "submitted 4 jobs" in said()
     study.send_signal(signal.SIGINT)
     assert study.wait(timeout=240) == 130
-    assert "4 jobs continue" in said()
+    assert "jobs that continue: 4;" in said()
     assert "Traceback" not in said()
     # As if it had been killed before it noted one of them, which finds then that another job trains its run.
     (tmp_path / "slurm" / "runs" / "mask-s0-reference" / "slurm.json").unlink()
@@ -53,7 +53,7 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
     gate.touch()
     assert study.wait(timeout=500) == 0, said()
     assert said().count(" already has job ") == 3
-    assert "submitted 1 jobs" in said()
+    assert "submitted 1 job (" in said()
     assert cluster.ended(before) == ["COMPLETED"] * 5
     (one, all_of_one), (two, all_of_two) = tables(tmp_path / "slurm"), tables(here)
     assert len(one) == 2

@@ -69,7 +69,7 @@ def test_why_no_job_runs_is_logged(tmp_path, monkeypatch, caplog):
     )
     with caplog.at_level("INFO", logger="dejavu_lit"):
         assert list(slurm._wait({tmp_path: "7"}, 10)) == [(tmp_path, None)]
-    assert caplog.messages == ["0 jobs running, 1 waiting (AssocGrpCPUMinutesLimit)", "1 jobs running, 0 waiting"]
+    assert caplog.messages == ["jobs: 0 running, 1 waiting (AssocGrpCPUMinutesLimit)", "jobs: 1 running, 0 waiting"]
 
 
 def test_a_job_that_was_cancelled_was_not_refused():

@@ -440,7 +440,7 @@ def test_a_study_trains_the_reference_first_and_stops_the_target_at_the_budget(s
     arguments += ["trainer.checkpoint_epochs=100", "gaps.every=5", "gaps.sample=1000", "gaps.public=null", "gaps.k=5"]
     arguments += ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", f"out={tmp_path / 's'}"]
     plan = call("mitigate", "+settings.none=['mitigation.text_mask=0']", *arguments, "plan_only=true")
-    assert "3 runs to train" in plan.stdout  # one reference for both settings
+    assert "runs: 3 to train" in plan.stdout  # one reference for both settings
     done = call("mitigate", *arguments)
     assert done.returncode == 0, done.stderr
     target = json.loads((tmp_path / "s/runs/budget-s0-target/run.json").read_text())
@@ -527,7 +527,7 @@ def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_pat
         (["gaps.reference={target}"], "was trained on A, like this run"),
         (["gaps.reference={unfinished}"], "is not finished"),
         (["gaps.reference={reference}@9"], "{reference}@9: the run has no checkpoint of epoch '9'; it has 1, 2"),
-        (["gaps.every=3"], "gaps.every=3 is more than the 2 epochs"),
+        (["gaps.every=3"], "gaps.every=3 must be at most 2, the last epoch"),
         (["gaps.sample=0"], "gaps.sample=0 must be at least 1"),
         (["gaps.every=often"], "gaps.every=often must be a whole number"),
         (["gaps.k=65"], "gaps.k=65 is more than the 64 public images that can be searched"),

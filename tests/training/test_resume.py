@@ -20,9 +20,11 @@ def test_raw_shards_too_few_for_a_batch_are_refused(tmp_path: Path) -> None:
     data = DataSpec("stream", dir=str(tmp_path), shards="s.tar", fractions={"A": 0.5, "B": 0.5})
     run = TrainingRun(data=data, model=ModelSpec("tiny"), recipe=Recipe(1, 64, 1e-3), side="target")
     check_data(run)
-    with pytest.raises(UserError, match=r"^60 training pairs do not fill one batch of 1 ranks × 64 pairs"):
+    with pytest.raises(
+        UserError, match=r"^60 training pairs cannot fill one batch \(1 rank × 64 pairs\); lower recipe.batch="
+    ):
         check_data(replace(run, side="reference"))
-    with pytest.raises(UserError, match=r"^recipe.batch=64 does not divide by 3 ranks"):
+    with pytest.raises(UserError, match=r"^recipe.batch=64 is not divisible by the 3 ranks"):
         check_data(replace(run, trainer=TrainerSettings(devices=3)))
 
 
@@ -32,7 +34,7 @@ def test_excluded_pairs_fill_no_batch(scenes: Path, tmp_path: Path) -> None:
     data = DataSpec("scenes", dir=str(scenes), exclude=str(tmp_path / "exclude.txt"))
     run = TrainingRun(data=data, model=ModelSpec("tiny"), recipe=Recipe(1, 16, 1e-3), side="target")
     check_data(replace(run, side="reference"))
-    with pytest.raises(UserError, match=r"^6 training pairs do not fill one batch of 1 ranks × 16 pairs"):
+    with pytest.raises(UserError, match=r"^6 training pairs cannot fill one batch \(1 rank × 16 pairs\)"):
         check_data(run)
 
 

@@ -113,7 +113,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     state = torch.load(last, weights_only=True)
     assert 0 < state["global_step"] < 36
     assert 0 < state["seconds"] < 1000
-    torch.save({**state, "seconds": 1000.0}, last)  # as if training had taken that long so far
+    plan = {name.replace(" per rank", " a rank"): value for name, value in state["plan"].items()}  # its earlier name
+    assert plan != state["plan"]
+    torch.save({**state, "plan": plan, "seconds": 1000.0}, last)  # as if training had taken that long so far
     done = run("train", *options, f"out={tmp_path / 'killed'}")
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert 1000 < record["seconds"] < 2000

@@ -9,6 +9,7 @@ import torch
 from dejavu_lit.utils.errors import (
     LONGEST,
     UserError,
+    counted,
     error_sentence,
     explained,
     first_line,
@@ -109,3 +110,7 @@ def test_a_killed_process_names_its_signal() -> None:
     assert killed_by(9) == "killed by SIGKILL, often because memory ran out"
     assert killed_by(15) == "killed by SIGTERM"
     assert killed_by(40) == "killed by signal 40"  # a real-time signal, which has no name
+
+
+def test_a_noun_agrees_with_its_number() -> None:
+    assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]

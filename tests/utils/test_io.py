@@ -103,11 +103,11 @@ def test_hidden_files_are_not_listed_but_counted_once(tmp_path: Path, caplog: py
         write_text(tmp_path / name, "")
     for _ in range(2):
         assert visible_files(tmp_path, "*/*.tar") == [tmp_path / "A/0.tar", tmp_path / "B/1.tar"]
-    assert caplog.messages == [f"2 hidden files in {tmp_path} are ignored (their names begin with a dot)"]
+    assert caplog.messages == [f"{tmp_path}: 2 hidden files ignored (names that begin with a dot)"]
     assert visible_files(tmp_path / "missing", "*") == []
 
 
 def test_kinds_beyond_those_that_are_listed_are_hinted_at(caplog: pytest.LogCaptureFixture) -> None:
     for count in (10, 11):
-        warn_unread("here", "files", {f".{number:02d}": 1 for number in range(count)})
+        warn_unread("here", "file", {f".{number:02d}": 1 for number in range(count)})
     assert [message.endswith("1 .09, …") for message in caplog.messages] == [False, True]

@@ -125,12 +125,14 @@ class CocoReader:
             )
         if missing:
             logger.warning(
-                "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
+                "images without objects, because the instances JSON does not list them: %d, e.g. %s",
+                len(missing),
+                missing[0],
             )
         named = [(key, image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()]
         if others := [entry for entry in named if entry[2] is not None and not are_alike(*entry[1:])]:
             logger.warning(
-                "%d images have another file name in the instances JSON, e.g. %s: %s and %s; if these are different images, "
+                "images with another file name in the instances JSON: %d, e.g. %s: %s and %s; if these are different images, "
                 "their objects are wrong: give instances with the ids of the captions",
                 *(len(others), *others[0]),
             )

@@ -58,7 +58,7 @@ def usable_entries(
     if skipped and not entries:
         reason, labels = max(skipped.items(), key=lambda item: len(item[1]))
         raise UserError(
-            f"of {len(content[name])} {name} in {path} none can be used (e.g. {labels[0]!r}: {reason}); give COCO's "
+            f"none of the {len(content[name])} {name} in {path} can be used (e.g. {labels[0]!r}: {reason}); give COCO's "
             f"{kind}_*.json as data.reader.{kind}="
         )
     for reason, labels in sorted(skipped.items()):

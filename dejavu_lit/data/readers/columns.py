@@ -48,8 +48,8 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
         return name
     if option == "image" and set("{}") & set(PLACE.sub("", name)):
         raise UserError(
-            f"data.reader.image={name} has braces that are no column; write {{id}}, its first characters {{id[:2]}}, or zeros "
-            "in front {id:012}"
+            f"data.reader.image={name} has braces that do not name a column; write {{id}}, {{id[:2]}} for its first characters, "
+            "or {id:012} to pad it with zeros"
         )
     if option == "image" and (parts := pattern_columns(name)):
         for part in parts:

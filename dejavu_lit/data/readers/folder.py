@@ -63,7 +63,7 @@ class FolderReader:
             raise UserError(f"{root} {problem}; check data.reader.path=")
         unread: Counter[str] = Counter()
         files = sorted(progress(_image_paths(str(root), "", unread), "finding images", unit="image"))
-        warn_unread(self.name, "files", unread)
+        warn_unread(self.name, "file", unread)
         if not files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check data.reader.path=")
         return files, unread

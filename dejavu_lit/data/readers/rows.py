@@ -161,9 +161,7 @@ def open_rows(
     blocks: list[RowBlock] = []
     for file in files:
         if header and file.suffix.lower() not in DELIMITERS:
-            raise UserError(
-                f"{file} has names of columns of its own; remove data.reader.header=, which is for CSV and TSV"
-            )
+            raise UserError(f"{file} has its own column names; remove data.reader.header=, which is for CSV and TSV")
         if file.suffix.lower() in PARQUET:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()

@@ -103,7 +103,7 @@ class SceneReader:
     language: str = "en"
     """Language of the objects' names, as the package emoji has it: de, zh, ja, ar, …; only English captions name the place."""
     mislabelled: float = 0.0
-    """Planted memory: share of the images that have the caption of another image."""
+    """Planted memorization: share of the images that have the caption of another image."""
 
     def __post_init__(self) -> None:
         check_at_least(self, "data.reader.", count=1)

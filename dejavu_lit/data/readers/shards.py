@@ -70,7 +70,7 @@ class ShardReader:
                 [m.get(e, (-1, -1))[:2] for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members
             ]
             ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
-        warn_unread(self.name, "members", unused)
+        warn_unread(self.name, "member", unused)
         if self.key is not None and len(set(names)) < len(names):
             value = Counter(names).most_common(1)[0][0]
             raise UserError(

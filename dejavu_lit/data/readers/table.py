@@ -128,7 +128,7 @@ class TableReader:
     def _names(self) -> list[str]:
         """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
         if not self._embedded:
-            paths = progress(self._paths, "finding rows of one image", unit="row")
+            paths = progress(self._paths, "grouping rows by image", unit="row")
             return [path and absolute(self._folder(row), path) for row, path in enumerate(paths)]
         keys = self._texts(self._columns.key) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
@@ -159,8 +159,8 @@ class TableReader:
             codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
         if len(numbers) < len(codes):
             logger.info(
-                "%s has %d rows of %d images; the rows of one image are one pair with several captions, and its other "
-                "columns are those of the first row",
+                "%s has %d rows of %d images; the rows of one image become one pair with several captions, and its other "
+                "columns are taken from the first row",
                 *(self.path, len(codes), len(numbers)),
             )
         order = np.argsort(codes, kind="stable")
@@ -173,7 +173,7 @@ class TableReader:
             files = [absolute(self._folder(row), path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
             if files and not any(map(os.path.exists, files)):
                 logger.warning(
-                    "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
+                    "%s: none of the first images exists: %s; check data.reader.image=, and data.reader.images= for the folder",
                     *(self.path, files[0][:200]),
                 )
         rows, starts = self._images

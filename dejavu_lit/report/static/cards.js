@@ -103,7 +103,7 @@ function cardElement(card, data, rank, root) {
     facts.unshift(`counterfactual memorization ${measured.join(", ")} (± standard error, ${halves} halves)`);
   }
   if (card.objects) facts.push(`distance ${card.distance.toFixed(3)}`);
-  if (card.exposure !== null) facts.push(`seen ${card.exposure} times`);
+  if (card.exposure !== null) facts.push(`times seen: ${card.exposure}`);
   const head = make("header", {}, make("h3", {}, `${rank}. `, isolated(card.key)), facts.map((text) => make("span", {}, text)));
   const body = make("div", { class: "body" });
   if (card.objects) body.append(trainingPair(card, data.labels, root));

@@ -239,8 +239,8 @@ def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "._0.tar").write_bytes(b"Mac OS X")
     reader = ShardReader(tmp_path)
     assert reader.keys() == ["a"]
-    assert "1 hidden files" in caplog.text
-    assert "shards: 4 members belong to no pair and are not read: 2 hidden, 1 KEY.npy, 1 KEY.seg.png" in caplog.text
+    assert "1 hidden file ignored" in caplog.text
+    assert "shards: 4 members without a pair not read: 2 hidden, 1 KEY.npy, 1 KEY.seg.png" in caplog.text
     assert reader.unread == {"KEY.seg.png": 1, "KEY.npy": 1, "hidden": 2}
 
 

@@ -179,7 +179,7 @@ def test_parts_of_columns_in_a_pattern(folder: Path) -> None:
     reader = TableReader(folder / "parts.csv", image="pic{id[4:]}/{id[:4]}.png")
     assert reader.read("pics-0001")[0].caption == "a cat"
     for place in ("{id:2}", "{id[-1:]}", "{id[0]}", "{id", "{}"):
-        with pytest.raises(UserError, match=r"has braces that are no column; write \{id\}"):
+        with pytest.raises(UserError, match=r"has braces that do not name a column; write \{id\}"):
             TableReader(folder / "parts.csv", image=f"pics/{{id}}{place}.png").keys()
 
 
@@ -227,7 +227,7 @@ def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None
     with pytest.raises(UserError, match=r"Expected 3 columns.*give data\.reader\.delimiter="):
         TableReader(folder / "parts.txt", header=["image", "caption", "x"]).keys()
     for kind in ("jsonl", "parquet"):
-        with pytest.raises(UserError, match=r"has names of columns of its own; remove data\.reader\.header="):
+        with pytest.raises(UserError, match=r"has its own column names; remove data\.reader\.header="):
             TableReader(folder / f"pairs.{kind}", header=["path", "caption"]).keys()
 
 
