@@ -32,7 +32,7 @@ def dedup(settings: Dedup, out: Path) -> None:
         report = run(out, sets, settings, settings.within, data.excluded, settings.force)
     for name, kind in report["kinds"].items():
         print(
-            f"{name}: {counted(kind['groups'], 'group')}, {kind['pictures']} images, the largest group {kind['largest']}"
+            f"{name}: {counted(kind['groups'], 'group')} of {kind['pictures']} images, the largest of {kind['largest']}"
         )
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))

@@ -4,9 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-USAGE = (
-    "dejavu resume RUN\n\nContinues a run of dejavu train or dejavu mitigate with the settings saved in its directory."
-)
+USAGE = "dejavu resume RUN\n\nContinues a run of dejavu train or mitigate with the settings saved in its directory."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

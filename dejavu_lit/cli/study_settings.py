@@ -83,9 +83,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
                 raise UserError(f"data.train_size is set here and by sizes={list(study.sizes)}; set it in one place")
             if setting.data.half:
-                raise UserError(
-                    f"data.half={setting.data.half} cannot be set in a setting; halves=R trains random halves"
-                )
+                raise UserError(f"data.half={setting.data.half} is not for one setting; halves=R trains random halves")
             runs = {side: _run(setting, side, overrides, size) for side in SIDES}
             evaluation = setting.evaluate
             address, given = setting.data.dir, evaluation.data

@@ -177,9 +177,7 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000)
         tested[members[: -(-len(members) // 5) if len(members) > 1 else 0]] = True
     if len(np.unique(classes[~tested])) < 2 or not tested.any():
         count = len(np.unique(classes))
-        raise UserError(
-            f"it needs two classes, with two images of one of them (images: {len(chosen)}, classes: {count})"
-        )
+        raise UserError(f"it needs two classes, and two images of one (images: {len(chosen)}, classes: {count})")
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:

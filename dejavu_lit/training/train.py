@@ -245,7 +245,6 @@ def _write_results(
         "provenance": provenance(),
     }
     write_json(RunDirectory(out).record_file, record)
-    epochs, steps = counted(trainer.current_epoch, "epoch"), counted(trainer.global_step, "step")
-    log.info("finished %s: %s, %s in %.0f s", out, epochs, steps, seconds)
+    log.info("finished %s: epoch %d, step %d, %.0f s", out, trainer.current_epoch, trainer.global_step, seconds)
     if stopped:
         log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])

@@ -239,7 +239,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings={a: [], a-n90: []}", "sizes=[90,null]"], "'a' and 'a-n90' would share a folder"),
         (
             ["+settings.x=['data.half=2']"],
-            "settings.x: data.half=2 cannot be set in a setting; halves=R trains random halves",
+            "settings.x: data.half=2 is not for one setting; halves=R trains random halves",
         ),
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a names the size big"),

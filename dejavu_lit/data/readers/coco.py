@@ -124,11 +124,7 @@ class CocoReader:
                 f"{self.sources[1][0]} lists none of the images with captions; check data.reader.instances="
             )
         if missing:
-            logger.warning(
-                "images without objects, because the instances JSON does not list them: %d, e.g. %s",
-                len(missing),
-                missing[0],
-            )
+            logger.warning("images without objects, not in the instances JSON: %d, e.g. %s", len(missing), missing[0])
         named = [(key, image.meta["file_name"], instances.files.get(int(key))) for key, image in self._images.items()]
         if others := [entry for entry in named if entry[2] is not None and not are_alike(*entry[1:])]:
             logger.warning(
