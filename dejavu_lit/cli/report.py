@@ -32,7 +32,7 @@ class Report:
     out: str | None = None
     """Where the report goes; null: PATH/report."""
     data: str | None = None
-    """The prepared data, if they were moved; images come from their shards."""
+    """The prepared data, if it was moved; images come from its shards."""
     limit: int = 500
     """How many of the most memorized pairs get a card."""
     fail_if: str | None = None

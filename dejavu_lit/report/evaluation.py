@@ -133,7 +133,7 @@ class Evaluation:
             return None, None
         if not self.data.is_dir():
             log.warning(
-                "the report has no images: %s does not exist; if the data were moved, give dejavu report data=FOLDER",
+                "the report has no images: %s does not exist; if the data was moved, give dejavu report data=FOLDER",
                 self.data,
             )
             return None, None
