@@ -15,7 +15,7 @@ from typing import Any
 _NAMES = {
     "data.objects": ("Objects", "read_objects"),
     "measure.scores": ("Neighbors", "Scores", "score", "predict"),
-    "measure.records": ("Records", "read_records", "write_records"),
+    "measure.records": ("Records", "read_columns", "read_records", "write_records"),
     "measure.gaps": ("Outcomes", "estimate", "outcomes", "sign_test"),
     "measure.settings": ("Resampling", "Settings"),
     "measure.controls": ("blind_baseline", "blocks", "compare_settings", "memorization_found", "pool_blocks"),

@@ -135,7 +135,7 @@ def test_the_page_of_public_sets_has_a_command_for_each_scenario() -> None:
 
 def test_the_config_for_weights_of_a_released_model_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/open_clip_checkpoints.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```\n(from .*?)^```", text, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, {})  # a user pastes it into Python
     config = json.loads((tmp_path / "FOLDER/open_clip_config.json").read_text())
