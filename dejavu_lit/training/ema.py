@@ -36,7 +36,6 @@ class Averaging(WeightAveraging):
                 torch._foreach_copy_([*average.parameters()], [*module.parameters()])
             for buffer, latest in zip(average.buffers(), module.buffers(), strict=True):
                 buffer.copy_(latest)
-            self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
 
