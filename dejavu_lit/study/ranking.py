@@ -140,21 +140,20 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     accepted = []
     for name in ranked:
         difference = (pooled_setting(pooled, name, size) or {}).get("difference")
-        cost = _utility_loss(rows, default, name, measure)
-        if difference is None or difference["basis"] != "symmetric" or cost is None:
+        if difference is None or difference["basis"] != "symmetric":
             continue
-        ppg = difference["ppg"]
+        ppg, cost = difference["ppg"], _utility_loss(rows, default, name, measure)
         if ppg["ci95"][0] > 0 and cost <= loss + ROUNDING_SLACK:
             choice = {"name": name, "against": default, "drop": ppg["value"], "ci95": ppg["ci95"]}
             accepted.append(choice | {"utility": measure, "utility_loss": cost})
     return max(accepted, key=lambda choice: (choice["drop"], -choice["utility_loss"]), default=None)
 
 
-def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float | None:
-    """The mean drop of utility from the default, over the seeds of both; None if they share no seed."""
+def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float:
+    """The mean drop of utility from the default, over the seeds of both; ranked settings share at least one."""
     values = {(row["name"], seed_and_half(row)): u for row in rows if (u := utility(row, measure)) is not None}
-    losses = [u - values[name, seed] for (of, seed), u in values.items() if of == default and (name, seed) in values]
-    return float(np.mean(losses)) if losses else None
+    seeds = [seed for of, seed in values if of == default and (name, seed) in values]
+    return float(np.mean([values[default, seed] - values[name, seed] for seed in seeds]))
 
 
 def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Sequence[Cell] = ()) -> dict[str, Any]:
