@@ -80,7 +80,7 @@ def test_every_group_has_a_line() -> None:
     assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} == {*help.GROUPS} - {"annotator"}
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "mitigate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "mitigate", "dedup"])
 def test_help_is_quick_and_needs_no_torch(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['{command}.py', '--help']; from dejavu_lit.cli.{command} import main; main(); "

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, nested_sizes
+from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposure_range, exposures, nested_sizes
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.utils.errors import UserError
 
@@ -186,6 +186,7 @@ def test_repeated_pairs_come_as_often_as_set():
     plan = epoch_plan([10, 10], 0, 0, 1, 0, 1, repeat=Repeat([0.1, 0.2], [5, 3]))
     counts = exposures(plan, plan.steps)
     assert counts.tolist() == [5, 5, 3, 3, 3, 3] + [1] * 14
+    assert exposure_range(counts) == {"mean": 1.8, "min": 1, "max": 5}
     for shares, times in (([0.1, 0.2], [5]), ([], []), ([0.1], [1.5]), ([True], [2])):
         with pytest.raises(UserError, match=r"data\.repeat\.share="):
             Repeat(shares, times)

@@ -49,6 +49,9 @@ def test_groups_of_duplicates_stay_together() -> None:
     for group in groups:
         assert len({dealt[key] for key in group}) == 1
     assert list(dealt.values()).count(0) == list(dealt.values()).count(1) == 500
+    assert (
+        sides(KEYS, [group[::-1] for group in groups], (500, 500)) == dealt
+    )  # the smallest key decides, not the first
     # Two places on each side are too few for a third group of three.
     assert sorted(sides(KEYS[:9], [KEYS[:3], KEYS[3:6], KEYS[6:9]], (5, 4)).values()) == [-1] * 3 + [0] * 3 + [1] * 3
 

@@ -23,6 +23,7 @@ from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.data.splits import ANY, SETS, allowed_sets
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import fingerprint
 
 A, H = SETS.index("A"), SETS.index("H")
 
@@ -82,7 +83,8 @@ def test_files_of_keys(tmp_path: Path) -> None:
     odd_keys = ["x\u2028y", "x\x85y", "x\x0cy", "x\ry", " x", "x\u3000"]  # keys of foreign shards
     path.write_bytes("\ufeffx\r\n \r\n{}".format("\n".join(odd_keys)).encode())  # the first lines as written by Windows
     assert read_keys(path, "data.exclude") == ["x", *odd_keys]
-    assert keys_fingerprint(["b", "a"]) == keys_fingerprint({"a", "b"}) != keys_fingerprint(["a"])
+    many = [f"k{number}" for number in range(10, 40)]
+    assert keys_fingerprint(["k10", *many[::-1]]) == fingerprint(many) != keys_fingerprint(many[1:])
     with pytest.raises(UserError, match=r"data\.exclude=.*none\.txt cannot be read"):
         read_keys(tmp_path / "none.txt", "data.exclude")
 

@@ -103,6 +103,16 @@ def test_fractions_that_make_no_sense_are_one_sentence(fractions):
         RawShards("x", fractions)
 
 
+@pytest.mark.parametrize("sizes", [{"A": 0.5}, {"A": -1}, {"A": 4, "P": 4}, {"A": None}])
+def test_sizes_that_no_sample_can_have_are_one_sentence(tars, tmp_path, sizes):
+    *_, (name, size) = sizes.items()
+    with pytest.raises(
+        UserError, match=rf"data\.sizes\.{name}={size} must be a number of pairs of one of the sets .*: A, B$"
+    ):
+        write_samples(RawShards(str(tars), {"A": 0.5, "B": 0.5}), sizes, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
     data = spec(tars, tmp_path / "samples")
     data.check()

@@ -20,7 +20,7 @@ from dejavu_lit.duplicates.dedup import dedup, keys_to_exclude, shared_counts
 from dejavu_lit.duplicates.examples import Images
 from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.utils.errors import UserError
-from tests.conftest import call, run
+from tests.conftest import call
 from tests.data.images import encoded, sample_image
 
 NONE = DuplicateCriteria(None, None, 0.95, workers=1)
@@ -297,11 +297,6 @@ def test_mistakes_are_reported_in_one_sentence(scenes: Path, tmp_path: Path, opt
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") <= 3
-
-
-def test_help_imports_no_torch() -> None:
-    done = run("dedup", "--help")
-    assert "data.exclude" in done.stdout
 
 
 @pytest.mark.parametrize("is_prepared", [True, False])

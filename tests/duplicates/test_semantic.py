@@ -71,5 +71,11 @@ def test_identical_images_are_one_group() -> None:
     assert len(result.links) == 2999
 
 
+def test_a_cosine_of_exactly_the_similarity_is_enough() -> None:
+    rows = np.array([[3, 4], [1, 0]], np.float16)  # 3/5
+    assert semantic_groups(rows, 0.6).groups.tolist() == [0, 0]
+    assert semantic_groups(rows, np.nextafter(0.6, 1)).groups.tolist() == [0, 1]
+
+
 def test_no_images() -> None:
     assert len(semantic_groups(np.zeros((0, 4), np.float16), 0.9).groups) == 0

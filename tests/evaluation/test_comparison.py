@@ -33,7 +33,8 @@ def run(folder: Path, config: dict[str, Any], pairs: int = 2000, epochs: int = 2
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     target = run(tmp_path / "target", CONFIG)
-    assert training_differences(target, run(tmp_path / "alike", CONFIG, pairs=1950)) == {}
+    assert training_differences(target, run(tmp_path / "alike", CONFIG, pairs=2100)) == {}  # 5 % more is alike
+    assert training_differences(target, run(tmp_path / "more", CONFIG, pairs=2101)) == {"pairs": [2000, 2101]}
     mitigated = CONFIG | {"mitigation": {"text_mask": 0.5, "stop_epoch": 10}, "recipe": CONFIG["recipe"] | {"lr": 0.01}}
     wider = mitigated | {"model": {"name": "tiny", "config": {"embed_dim": 32, "vision_cfg": {"width": 64}}}}
     assert training_differences(target, run(tmp_path / "other", wider, pairs=500, epochs=10)) == {

@@ -73,9 +73,11 @@ def test_retrieval_by_hand():
     )
 
 
-def test_vectors_of_different_widths_have_no_ranks():
+def test_vectors_of_different_widths_and_no_vectors_have_no_ranks():
     with pytest.raises(UserError, match="its vectors have 3 and 4 values"):
         retrieval(np.eye(3, dtype=np.float16), np.eye(3, 4, dtype=np.float16))
+    with pytest.raises(UserError, match="no pair has all the embeddings that this needs"):
+        retrieval(np.zeros((0, 3), np.float16), np.zeros((0, 3), np.float16))
 
 
 def test_retrieval_is_among_the_pairs_of_h_whatever_else_was_embedded(tmp_path):

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -228,8 +230,11 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         make_plan(tmp_path, [planned("mask", text_mask=0.5)])
 
 
-def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(tmp_path, caplog):
-    runs = {tmp_path / name: config(epochs=n) for name, n in (("done", 1), ("good", 20), ("bad", 20), ("silent", 40))}
+def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(tmp_path, caplog, monkeypatch):
+    trained = {"done": (1, 100), "good": (20, 100), "bad": (20, 100), "silent": (40, 50)}  # epochs, pairs
+    runs = {tmp_path / name: config(epochs=epochs, size=pairs) for name, (epochs, pairs) in trained.items()}
+    minutes = SimpleNamespace(perf_counter=count(0, 60).__next__)  # each training takes one
+    monkeypatch.setattr("dejavu_lit.study.runs.time", minutes)
     finish(tmp_path / "done", runs[tmp_path / "done"])
     launched = []
 
@@ -247,7 +252,8 @@ def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(
     assert failed[tmp_path / "bad"] == "no disk"
     assert "ended without writing run.json" in failed[tmp_path / "silent"]
     assert set(failed) == {tmp_path / "bad", tmp_path / "silent"}
-    assert "1 of 3 runs trained, about 0 s left" in caplog.text
+    assert "1 of 3 runs trained, about 2 min left" in caplog.text
+    assert "1 of 3 runs trained, 1 failed, about 2 min left" in caplog.text
     assert "1 of 3 runs trained, 2 failed" in caplog.text
 
 
@@ -408,7 +414,9 @@ def test_a_training_at_work_keeps_its_settings(tmp_path):
         with pytest.raises(UserError, match="is being trained without keeping epoch 7"):
             train_missing({path: config(text_mask=0.3, trainer=TrainerSettings(checkpoint_at=(7, 10)))}, launcher)
         assert launched == []
-        train_missing({path: config(text_mask=0.3)}, launcher)
+        train_missing(
+            {path: config(text_mask=0.3, trainer=TrainerSettings(checkpoint_at=(10,)))}, launcher
+        )  # which it keeps
     assert launched == [path]
     train_missing({path: config(text_mask=0.5)}, launcher)  # it is gone
     assert RunDirectory(path).read(TrainingRun).mitigation.text_mask == 0.5
@@ -473,15 +481,27 @@ def test_the_size_of_a_row_is_the_number_of_pairs_of_its_training_set(tmp_path, 
     assert raw["train_size"] == 96
 
 
-def test_a_reference_that_ended_at_the_epoch_of_a_budget_needs_no_checkpoint(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("stopped", "epochs", "compared", "warned"),
+    [
+        ({"by": "gap_budget", "epoch": 10}, {}, {"reference": 10}, False),
+        ({"by": "gap_budget", "epoch": 20}, {}, {}, False),  # where the reference ended: it needs no checkpoint
+        ({"by": "gap_budget", "epoch": 15}, {}, {}, True),  # of which the reference kept none
+        ({"by": "early_stopping", "epoch": 10}, {}, {}, False),
+        ({"by": "gap_budget", "epoch": 10}, {"target": 5, "reference": 5}, {"target": 5, "reference": 5}, False),
+        (None, {}, {}, False),
+    ],
+)
+def test_a_target_that_a_budget_stopped_is_compared_with_that_epoch_of_the_reference(
+    stopped, epochs, compared, warned, tmp_path, caplog
+):
     for side in ("target", "reference"):
-        finish(tmp_path / side, config(side, epochs=20))
-    write_json(
-        tmp_path / "target" / "run.json", {"schema": 1, "epochs": 20, "stopped": {"by": "gap_budget", "epoch": 20}}
-    )
-    cell = Cell(name="b", overrides=(), train_size=None, seed=0, **{s: tmp_path / s for s in ("target", "reference")})
-    assert match_stop_epoch(cell) == cell
-    assert caplog.text == ""
+        finish(tmp_path / side, config(side, epochs=20), kept=[5, 10])
+    write_json(tmp_path / "target" / "run.json", {"schema": 1, "epochs": 20, "stopped": stopped})
+    sides = {side: tmp_path / side for side in ("target", "reference")}
+    cell = Cell(name="b", overrides=(), train_size=None, seed=0, epochs=epochs, **sides)
+    assert match_stop_epoch(cell) == replace(cell, epochs=compared)
+    assert ("has no checkpoint of it" in caplog.text) == warned
 
 
 def test_rows_of_two_halves_with_one_seed_are_compared_half_by_half(tmp_path):

@@ -1,12 +1,16 @@
 """Frontier, recommendation and pooled differences, on tables with answers computed by hand."""
 
+from pathlib import Path
+
 import pytest
 from scipy.stats import t
 
 from dejavu_lit.report.narrative import study_sentence
+from dejavu_lit.study.cells import Cell
 from dejavu_lit.study.ranking import (
     add_verdict,
     comparison_key,
+    default_names,
     difference_to_default,
     frontier,
     is_on_frontier,
@@ -170,6 +174,31 @@ def test_only_comparable_rows_are_ranked_together():
         ("scenes", "none", ["mask"]),
         ("single", "none on single", ["none on single"]),
     ]
+
+
+def test_the_default_is_the_first_that_was_planned_of_the_same_series_and_evaluation():
+    single = ("evaluate.data.public=single",)
+
+    def planned(name, series=None, overrides=()):
+        paths = {"target": Path(name), "reference": Path(name)}
+        return Cell(name=name, overrides=overrides, train_size=None, seed=0, series=series, **paths)
+
+    plan = [
+        planned("none"),
+        planned("mask", overrides=("mitigation.text_mask=0.5",)),
+        planned("none, equal pairs", "equal pairs"),
+        planned("mask, equal pairs", "equal pairs"),
+        planned("none on single", overrides=single),
+        planned("mask on single", overrides=single),
+    ]
+    rows = [  # the default has a result in the last of the three alone
+        row("mask", 0.3, 0.1, 0.5, overrides=["mitigation.text_mask=0.5"]),
+        row("mask, equal pairs", 0.3, 0.1, 0.5, series="equal pairs"),
+        row("none on single", 0.6, 0.3, 0.5, public="single", overrides=single),
+        row("mask on single", 0.3, 0.1, 0.5, public="single", overrides=single),
+    ]
+    assert list(default_names(rows, plan).values())[::-1] == ["none", "none, equal pairs", "none on single"]
+    assert list(default_names(rows, ()).values())[::-1] == ["mask", "mask, equal pairs", "none on single"]
 
 
 def test_where_an_evaluation_is_computed_does_not_matter():
