@@ -44,8 +44,7 @@ class Plan:
     @property
     def stages(self) -> list[dict[Path, TrainingRun]]:
         """The runs in training order: targets that measure gaps while training come after the references that they need."""
-        parts = ({p: r for p, r in self.runs.items() if bool(r.gaps.reference) is later} for later in (False, True))
-        return [part for part in parts if part]
+        return [{p: r for p, r in self.runs.items() if bool(r.gaps.reference) is later} for later in (False, True)]
 
     @property
     def to_train(self) -> list[Path]:
