@@ -113,7 +113,8 @@ def test_sizes_that_no_sample_can_have_are_one_sentence(tars, tmp_path, sizes):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
+def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr("dejavu_lit.data.raw_shards.PAIRS_PER_SHARD", 8)
     data = spec(tars, tmp_path / "samples")
     data.check()
     for name, size in SIZES.items():
@@ -121,10 +122,13 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         assert len(pairs) == size
         assert {p.key for p in pairs} <= members(tars, name)
         assert all(p.image == pair(int(p.key)).image for p in pairs)
+    assert data.shard_set("A").sizes == (8, 8, 4)
+    of_shards = Counter(int(key) // 20 for key in data.shard_set("A").keys())
+    assert sorted(of_shards.values()) == [4] * 5  # half of the ten shards, which have 20 pairs each
     manifest = json.loads((tmp_path / "samples/manifest.json").read_text())
-    assert manifest["raw_shards"]["shards"] == 10
-    for name in FRACTIONS:
-        assert manifest["raw_shards"]["pairs"][name] == pytest.approx(len(members(tars, name)), rel=0.5)
+    assert {name: manifest["sets"][name]["shards"] for name in "AB"} == {"A": 3, "B": 2}
+    pairs = {name: len(members(tars, name)) for name in FRACTIONS}
+    assert manifest["raw_shards"] == {"shards": 10, "opened": 10, "pairs": pairs, "counted": True}
     before = (tmp_path / "samples/manifest.json").read_bytes()
     spec(tars, tmp_path / "samples")
     assert (tmp_path / "samples/manifest.json").read_bytes() == before
@@ -134,6 +138,14 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
     with pytest.raises(UserError, match=r"data\.sizes asks for no pairs at all"):
         write_samples(data.raw_shards(), {"A": 0, "P": 0}, tmp_path / "none")
+
+
+def test_without_opening_every_shard_the_sizes_of_the_sets_are_estimated(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr("dejavu_lit.data.raw_shards.COUNTED_SHARDS", 1)
+    write_samples(RawShards(str(tars), FRACTIONS), {"A": 5}, tmp_path / "out")
+    found = json.loads((tmp_path / "out/manifest.json").read_text())["raw_shards"]
+    assert (found["shards"], found["opened"], found["counted"]) == (10, 5, False)
+    assert sum(found["pairs"].values()) == pytest.approx(200, abs=len(FRACTIONS) / 2)  # the shards are equally large
 
 
 def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
@@ -261,6 +273,15 @@ def test_a_shard_gives_more_than_its_quota_if_the_others_have_too_few(tmp_path):
     assert sum(s["count"] for s in json.loads((tmp_path / "out/manifest.json").read_text())["skipped"].values()) == 1
     with pytest.raises(UserError, match=r"has only 62 usable pairs of P"):
         write_samples(raw, {"P": 63}, tmp_path / "more")
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path):
+    """Its pairs would be in one set, and the sample, the order and the exposures tell pairs by their keys."""
+    for number in range(2):
+        write_shards(tmp_path / "raw" / str(number), [pair(7)])
+    raw = RawShards([str(tmp_path / "raw" / str(number)) for number in range(2)], {"A": 1.0})
+    with pytest.raises(UserError, match=r"the key '000000007' occurs twice in data\.shards; make keys unique"):
+        write_samples(raw, {"A": 2}, tmp_path / "out")
 
 
 def test_a_folder_of_dejavu_prepare_is_no_folder_of_samples(tars, tmp_path):

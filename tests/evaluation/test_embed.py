@@ -223,8 +223,9 @@ def test_folders_that_are_not_embeddings(tmp_path):
     (tmp_path / "e" / "00000.txt").write_text("a\na\n")
     with pytest.raises(UserError, match="'a' twice"):
         Embeddings.open(tmp_path / "e")
-    np.save(tmp_path / "e" / "00000.npy", np.eye(2, dtype=np.float32))
-    with pytest.raises(UserError, match="float32"):
-        Embeddings.open(tmp_path / "e")
+    for array, form in ((np.eye(2, dtype=np.float32), r"float32 \[2, 2\]"), (np.ones(2, np.float16), r"float16 \[2\]")):
+        np.save(tmp_path / "e" / "00000.npy", array)
+        with pytest.raises(UserError, match=f"{form}, embeddings are float16"):
+            Embeddings.open(tmp_path / "e")
     with pytest.raises(UserError, match="3 keys need vectors"):
         write_embeddings(tmp_path / "f", ["a", "b", "c"], np.eye(2))

@@ -14,7 +14,7 @@ from dejavu_lit.report.figure_files import save
 from dejavu_lit.report.figures import NARROW, Plot
 from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
-from dejavu_lit.report.study_points import knob_label, knobs, points
+from dejavu_lit.report.study_points import knob_label, knobs, points, sort_key
 from dejavu_lit.study.ranking import rank
 
 from .test_figures import (  # noqa: F401
@@ -264,3 +264,4 @@ def test_knobs() -> None:
         "recipe.lr": 0.1,
     }
     assert [knob_label(value) for value in (True, False, None, 1e-3)] == ["on", "off", "default", "0.001"]
+    assert sorted(["loss", 3, True, 0.5, None, "accuracy"], key=sort_key) == [None, True, 0.5, 3, "accuracy", "loss"]
