@@ -50,7 +50,7 @@ class RawShards:
 
     def __post_init__(self) -> None:
         shares = dict(self.fractions)
-        valid = all(name in SETS and isinstance(f, int | float) and 0 < f <= 1 for name, f in shares.items())
+        valid = all(name in SETS and isinstance(f, int | float) and f > 0 for name, f in shares.items())
         if not shares or not valid or sum(shares.values()) > 1 + 1e-9:
             raise UserError(
                 f"data.fractions={shares} must give shares above 0 to some of {', '.join(SETS)}, together at most 1"

@@ -133,18 +133,6 @@ def test_what_a_path_excludes_is_part_of_the_fingerprint(tmp_path: Path) -> None
     assert pinned(DataSpec("x", exclude=str(path))).exclude_fingerprint == keys_fingerprint(["trip-1", "trip-2"])
 
 
-def test_a_changed_file_of_excluded_keys_is_refused(tmp_path: Path) -> None:
-    path = write_keys(tmp_path / "keys.txt", "a", "b")
-    before = keys_fingerprint(["a", "b"])
-    assert DataSpec("x", exclude=str(path), exclude_fingerprint=before).excluded == {"a", "b"}
-    write_keys(path, "b", "a")  # the same keys
-    assert DataSpec("x", exclude=str(path), exclude_fingerprint=before).excluded == {"a", "b"}
-    write_keys(path, "b")
-    with pytest.raises(UserError, match="other keys than when the run started"):
-        _ = DataSpec("x", exclude=str(path), exclude_fingerprint=before).excluded
-    assert DataSpec("x").excluded == frozenset()
-
-
 def test_lists_are_read_in_the_order_of_the_sets(tmp_path: Path) -> None:
     members, holdout = write_keys(tmp_path / "1.txt", "b", "a", "b"), write_keys(tmp_path / "2.txt", "c")
     lists = read_lists({"H": holdout, "A": str(members), "P": None})

@@ -105,16 +105,6 @@ def test_every_pair_is_in_one_set_unchanged(folder: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out/.prepare").exists()
 
 
-def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
-    import webdataset
-
-    prepare(FolderReader(folder), tmp_path / "out", {"A": 3})
-    samples = list(webdataset.WebDataset(str(tmp_path / "out/A/00000.tar"), shardshuffle=False))
-    assert [(s["__key__"], s["txt"].decode()) for s in samples] == [
-        (p.key, p.caption) for p in pairs_of(tmp_path / "out", "A")
-    ]
-
-
 def test_the_same_bytes_for_any_number_of_workers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

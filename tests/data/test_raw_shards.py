@@ -97,7 +97,7 @@ def test_the_hash_of_the_key_decides_the_set_in_the_given_shares():
     assert np.array_equal(raw.sets(keys[::-1]), sets[::-1])
 
 
-@pytest.mark.parametrize("fractions", [{}, {"A": 0.7, "B": 0.4}, {"C": 0.1}, {"A": 0}, {"A": "half"}])
+@pytest.mark.parametrize("fractions", [{}, {"A": 0.7, "B": 0.4}, {"C": 0.1}, {"A": 0}, {"A": "half"}, {"A": 1.5}])
 def test_fractions_that_make_no_sense_are_one_sentence(fractions):
     with pytest.raises(UserError, match=r"data\.fractions="):
         RawShards("x", fractions)
@@ -128,6 +128,7 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path, monkeypatch
     manifest = json.loads((tmp_path / "samples/manifest.json").read_text())
     assert {name: manifest["sets"][name]["shards"] for name in "AB"} == {"A": 3, "B": 2}
     pairs = {name: len(members(tars, name)) for name in FRACTIONS}
+    assert manifest["settings"]["exclude"] is None
     assert manifest["raw_shards"] == {"shards": 10, "opened": 10, "pairs": pairs, "counted": True}
     before = (tmp_path / "samples/manifest.json").read_bytes()
     spec(tars, tmp_path / "samples")

@@ -84,9 +84,12 @@ def test_retrieval_is_among_the_pairs_of_h_whatever_else_was_embedded(tmp_path):
     keys = ["a", "b", "c", "d"]
     write_shards(tmp_path / "data/H", [Pair(key, b"", "png", "c", {}) for key in keys])
     write_embeddings(tmp_path / "mine/H/image", [*keys, "y", "z"], np.eye(6))
-    write_embeddings(tmp_path / "mine/H/text", [*keys, "y", "z"], np.eye(6)[[0, 1, 2, 3, 5, 4]])
+    captions = np.eye(6)[[0, 1, 2, 3, 5, 4]]
+    captions[3, [0, 3]] = 0.8, 0.6  # the caption of d is nearer to the image of a than to its own
+    write_embeddings(tmp_path / "mine/H/text", [*keys, "y", "z"], captions)
     model = AuditedModel(f"embeddings:{tmp_path / 'mine'}", tmp_path)
-    assert utility.utility(model, DataSpec("scenes", dir=str(tmp_path / "data")))["i2t_r1"] == 1.0
+    values = utility.utility(model, DataSpec("scenes", dir=str(tmp_path / "data")))
+    assert (values["i2t_r1"], values["t2i_r1"]) == (1.0, 0.75)
 
 
 def test_linear_probe_separates_linear_classes_and_fails_on_noise():

@@ -192,6 +192,17 @@ def test_planted_memory(plots: dict[str, Plot], metrics: dict[str, Any]) -> None
         np.testing.assert_allclose(ends, [level[figure]["ci95"] for level in levels])
 
 
+@pytest.mark.parametrize(
+    ("rho", "words"), [(0.25, " Spearman's rank correlation between exposure and recall gap: +0.250."), (None, "")]
+)
+def test_planted_memory_in_words(metrics: dict[str, Any], rho: float | None, words: str) -> None:
+    first, second = metrics["planted"]["levels"]
+    levels = [first | {"prg": first["prg"] | {"value": -0.1}}, second | {"prg": second["prg"] | {"value": 0.3}}]
+    changed = {"planted": {"levels": levels, "spearman": {"recall": {"rho": rho}}}}
+    text = next(plot for plot in evaluation_plots(metrics | changed) if plot.name == "planted").text
+    assert text == f"PRG is −0.100 for pairs seen 2 times, +0.300 for pairs seen 20 times.{words}"
+
+
 def gaps_over_epochs(evaluation: Path, target: object) -> list[dict[str, float]]:
     return Evaluation(evaluation, {"settings": {"target": str(target)}}, None).epochs()
 

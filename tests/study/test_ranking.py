@@ -13,6 +13,7 @@ from dejavu_lit.study.ranking import (
     default_names,
     difference_to_default,
     frontier,
+    headline_ranking,
     is_on_frontier,
     is_recommended,
     pool_differences,
@@ -252,6 +253,16 @@ def test_the_sentence_to_quote_is_of_the_largest_size():
     )
     assert [is_recommended(study, r) for r in rows] == [False, False, False, True]
     assert [is_on_frontier(study, r) for r in rows] == [False, True, False, True]
+
+
+def test_the_headline_is_of_the_first_series_and_the_frontiers_of_all_count():
+    """A second series that has the larger size has its own entry, with its own frontier."""
+    entries = [("none", None, 50), ("mask", None, 100), ("none, late", "late", 100), ("none, later", "later", 200)]
+    ranking = [{"series": series, "train_size": size, "frontier": [name]} for name, series, size in entries]
+    assert headline_ranking({"ranking": ranking}) is ranking[1]
+    on = [is_on_frontier({"ranking": ranking}, {"name": name, "train_size": size}) for name, _, size in entries]
+    assert on == [True] * 4
+    assert not is_on_frontier({"ranking": ranking}, {"name": "none", "train_size": 100})
 
 
 @pytest.mark.parametrize(

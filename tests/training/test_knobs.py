@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -17,6 +18,8 @@ from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.clip_module import ClipModule, learning_rate_factor, split_by_decay
 from dejavu_lit.training.settings import Recipe
+from dejavu_lit.training.stopping import NonFiniteLossStop
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import SMALL, call, record, weights
 
 
@@ -172,6 +175,20 @@ def test_training_stops_when_v_stops_improving_and_stays_stopped(scenes, tmp_pat
 
 def test_a_run_that_is_not_stopped_early_records_null(runs):
     assert record(runs["target"])["stopped"] is None
+
+
+def test_weights_are_checked_at_every_logged_step_and_before_they_are_saved(tmp_path):
+    module = torch.nn.Linear(2, 1)
+    stop, trainer = NonFiniteLossStop(tmp_path / "last.ckpt"), SimpleNamespace(global_step=20, log_every_n_steps=20)
+    stop.on_train_batch_end(trainer, module)
+    with torch.no_grad():
+        module.weight[0, 1] = torch.nan
+    with pytest.raises(UserError, match=r"NaN or infinite at step 20 \(no checkpoint was saved before\)"):
+        stop.on_train_batch_end(trainer, module)
+    trainer.global_step = 21
+    stop.on_train_batch_end(trainer, module)
+    with pytest.raises(UserError, match="NaN or infinite at step 21"):
+        stop.on_save_checkpoint(trainer, module, {})
 
 
 def test_early_stopping_without_a_validation_set_is_refused(scenes, tmp_path):
