@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import yaml
 
 from dejavu_lit.report.evaluation import Evaluation
+from dejavu_lit.study.halves import write_memorization
 from tests.conftest import SMALL, call, run
 from tests.models.tiny import write_clip
+from tests.report.artifacts import FEW_FIGURES, make_evaluation
 
 FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
 NONE = "+settings.none=['mitigation.text_mask=0']"
@@ -82,6 +85,24 @@ def test_memorization_of_each_pair_against_plain_loops(study):
             assert table[key][f"{score}_halves"] == 4
             assert table[key][score] == pytest.approx(np.mean(values), abs=1e-12)
             assert table[key][f"{score}_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(4), abs=1e-12)
+
+
+def test_two_halves_without_membership_scores_say_what_they_do_not_show(tmp_path):
+    for half in range(2):
+        make_evaluation(tmp_path / str(half), seed=half, data=tmp_path / "data", settings=FEW_FIGURES)
+    rows = [{"name": "none", "train_size": 40, "seed": h, "half": h, "metrics": f"{h}/metrics.json"} for h in range(2)]
+    (figures,) = write_memorization(tmp_path, rows).values()
+    assert (figures["halves"], figures["pairs"]) == (2, 80)
+    assert -1 <= figures["reliability"].pop("hits") <= 1
+    assert figures["reliability"] == {"alignment": None}
+    assert figures["lira"] is figures["rmia"] is None
+    assert list(figures["reasons"]) == ["reliability.alignment", "lira", "rmia"]
+    table = pq.read_table(tmp_path / "memorization.parquet").to_pylist()
+    assert {(row["setting"], row["train_size"], row["alignment"]) for row in table} == {("none", 40, None)}
+    assert Counter(row["hits_halves"] for row in table) == {2: 79, 0: 1}  # one pair has no objects
+    (tmp_path / "1" / "records_swapped.parquet").unlink()  # without B no model has missed a pair
+    assert write_memorization(tmp_path, rows) == {}
+    assert not (tmp_path / "memorization.parquet").exists()
 
 
 def test_the_first_half_is_the_prepared_split_and_nothing_is_trained_twice(study, scenes):

@@ -165,6 +165,28 @@ def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp
     assert kept == expected
 
 
+def test_classes_may_come_as_embeddings_and_excluded_images_do_not_count(tmp_path):
+    labels = ["cat", "dog", "dog", "dog"]
+    write_shards(tmp_path / "data/L", [Pair(f"k{n}", b"", "png", "", {"label": name}) for n, name in enumerate(labels)])
+    write_embeddings(tmp_path / "mine/L/image", [f"k{n}" for n in range(4)], np.eye(6)[[0, 1, 1, 0]])
+    write_embeddings(tmp_path / "mine/classes/text", ["dog", "cat"], np.eye(6)[[1, 0]])
+    model = AuditedModel(f"embeddings:{tmp_path / 'mine'}", tmp_path)
+    data = DataSpec("scenes", dir=str(tmp_path / "data"), labelled="L")
+    assert utility.utility(model, data)["zeroshot_top1"] == 0.75  # k3 has the vector of a cat
+    (tmp_path / "gone.txt").write_text("k2\nk3")
+    fewer = utility.utility(model, replace(data, exclude=str(tmp_path / "gone.txt")))
+    assert fewer["zeroshot_top1"] == 1.0
+    assert fewer["reasons"]["linear_probe"] == "2 images of 2 class(es) cannot be split into two parts"
+
+
+def test_a_text_model_has_no_utility_and_is_not_loaded(tmp_path):
+    values = utility.utility(AuditedModel("text:none", tmp_path), DataSpec("scenes", dir="nowhere", labelled="L"))
+    reasons = values.pop("reasons")
+    assert values == dict.fromkeys(reasons)
+    assert len(reasons) == 9
+    assert set(reasons.values()) == {"a text model embeds no images"}
+
+
 def test_utility_that_cannot_be_measured_is_said(tmp_path, caplog):
     (tmp_path / "data/mine").mkdir(parents=True)
     model = AuditedModel(f"local-dir:{write_clip(tmp_path / 'model')}", tmp_path / "store")

@@ -22,7 +22,7 @@ from dejavu_lit.study.cells import Cell, evaluation_request, folder_name, match_
 from dejavu_lit.study.plan import PlannedRow, make_plan
 from dejavu_lit.study.runs import failure_reason, locked_log, train_here, train_missing
 from dejavu_lit.study.sweep import pair_runs
-from dejavu_lit.study.table import evaluate_cells, knobs, write_study
+from dejavu_lit.study.table import evaluate_cells, knobs, read_study, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, read_json, write_json
@@ -346,6 +346,12 @@ def test_a_setting_of_another_size_than_the_default_is_listed_as_incomparable(tm
     (failure,) = study["incomparable"]
     assert (failure["name"], failure["against"], failure["train_size"]) == ("without_copies", "none", 91)
     assert "none has no result for 91 pairs, seed 0 and half 0" in failure["reason"]
+
+
+def test_a_study_without_a_setting_is_not_read(tmp_path):
+    write_json(tmp_path / "study.json", {"schema": 1, "settings": []})
+    with pytest.raises(UserError, match=r"study\.json has no settings; run dejavu mitigate again"):
+        read_study(tmp_path / "study.json")
 
 
 def test_a_study_that_did_not_change_keeps_its_file(tmp_path):

@@ -37,6 +37,9 @@ def test_a_recipe_outside_its_ranges_is_refused(option, value):
     [
         (TrainerSettings, {"timeout_min": float("inf")}, r"trainer\.timeout_min=inf must be above 0 and finite"),
         (TrainerSettings, {"precision": "transformer-engine"}, r"trainer\.precision=transformer-engine is unknown"),
+        (TrainerSettings, {"devices": 0}, r"trainer\.devices=0 must be at least 1, or -1 for all"),
+        (TrainerSettings, {"devices": -2}, r"trainer\.devices=-2 must be at least 1, or -1 for all"),
+        (TrainerSettings, {"checkpoint_at": [5, 0]}, r"trainer\.checkpoint_at=\[5, 0\] must be a list of epochs"),
         (GapSettings, {"threshold": float("nan")}, r"gaps\.threshold=nan must be at least 0 and at most 1"),
         (LoaderSettings, {"bad_share": float("nan")}, r"trainer\.loader\.bad_share=nan must be"),
         (LoaderSettings, {"prefetch": 0}, r"trainer\.loader\.prefetch=0 must be at least 1"),
