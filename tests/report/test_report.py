@@ -538,6 +538,8 @@ def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: P
     metrics |= {"exposure": {"target": None, "reference": None}, "raw_shards": expected}
     sentence = "Exposure: the target saw each pair of A 1.5 times on average (raw shards)."
     assert exposure_summary(metrics) == sentence
+    metrics["raw_shards"] = None
+    assert exposure_summary(metrics) == "Exposure: how often training saw each pair is unknown."
 
 
 def test_a_study_says_at_its_head_what_ppg_is(small_study: Path) -> None:
@@ -588,7 +590,13 @@ def test_examples_are_of_the_default_at_the_largest_size() -> None:
 
 def test_the_page_states_what_was_compared(plain: Path) -> None:
     metrics = read_json(plain / "metrics.json")
-    assert "public images, once with the target model, which was trained on these pairs" in comparison_summary(metrics)
+    test = metrics["population"]["ppg"]["sign_test"]
+    assert comparison_summary(metrics) == (
+        "For 39 training pairs with annotated objects, the caption alone was used to look up the 5 nearest of 30 public images, "
+        "once with the target model, which was trained on these pairs, and once with the reference model, which was not. "
+        "The neighbors named the objects of the training image more precisely with the target model for "
+        f"{test['wins']} pairs, and with the reference model for {test['losses']} pairs."
+    )
     metrics["settings"] |= {"reference": "text:mini"}
     summary = comparison_summary(metrics)
     assert "these pairs, and once with the text model mini, which searched the public captions" in summary
