@@ -85,6 +85,11 @@ def meta_captions(meta: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(filter(None, map(clean_caption, texts))))
 
 
+def is_list_as_text(text: str, meta: Mapping[str, Any]) -> bool:
+    """Whether a text is the JSON's list ``caption`` in Python's notation; of a list of captions, img2dataset writes both."""
+    return isinstance(meta.get("caption"), list) and text == str(meta["caption"])
+
+
 def with_captions(meta: dict[str, Any], captions: Sequence[str]) -> dict[str, Any]:
     """The JSON of a pair with several captions: they are its list ``captions``. With one caption it is unchanged."""
     return {**meta, "captions": list(captions)} if len(captions) > 1 else meta
@@ -99,8 +104,8 @@ def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     meta = read_meta(content["json"]) if "json" in content else {}
     if "cls" in content:
         meta.setdefault("label", read_caption(content["cls"]))
-    if "txt" in content:
-        return read_caption(content["txt"]), meta
+    if "txt" in content and not is_list_as_text(text := read_caption(content["txt"]), meta):
+        return text, meta
     captions = meta_captions(meta)
     label = meta.get("label")
     return next(iter(captions), "" if label is None else clean_caption(str(label))), with_captions(meta, captions)

@@ -157,9 +157,12 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     warn_unread("data.shards", "member", draw.unread)
     for name, sample in draw.samples.items():
         if sample.missing:
+            reasons = "".join(
+                f" ({n} in all sets cannot be used: {reason})" for reason, n in draw.skipped.most_common(1)
+            )
             raise UserError(
                 f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
-                f"{name}; ask for fewer, raise data.fractions.{name}, or give more shards"
+                f"{name}{reasons}; ask for fewer, raise data.fractions.{name}, or give more shards"
             )
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}

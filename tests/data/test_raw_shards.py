@@ -258,7 +258,8 @@ def test_images_without_captions_can_be_public(tmp_path):
     data = DataSpec("raw", str(tmp_path / "out"), shards=str(folder), fractions={"A": 0.5, "P": 0.5}, sizes={"P": 6})
     write_samples(data.raw_shards(), data.sizes, data.folder)
     assert [p.caption for p in read_pairs(data.shard_set("P"))] == [""] * 6
-    with pytest.raises(UserError, match=r"data\.sizes\.A=6, but data\.shards has only 0 usable pairs of A"):
+    reason = r"only 0 usable pairs of A \(\d+ in all sets cannot be used: its caption is empty\); ask for fewer"
+    with pytest.raises(UserError, match=rf"data\.sizes\.A=6, but data\.shards has {reason}"):
         write_samples(data.raw_shards(), {"A": 6}, tmp_path / "captioned")
 
 

@@ -17,6 +17,7 @@ from dejavu_lit.data.decode import (
     Pair,
     caption_lines,
     clean_caption,
+    is_list_as_text,
     json_safe,
     meta_captions,
     read_caption,
@@ -136,8 +137,9 @@ def _is_image(extension: str) -> bool:
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
-    if (content := _content(image.with_suffix(".txt"))) is not None:
-        return caption_lines(read_caption(content))
+    content = _content(image.with_suffix(".txt"))
+    if content is not None and not is_list_as_text(text := read_caption(content), meta):
+        return caption_lines(text)
     if captions := meta_captions(meta):
         return captions
     raise BadPair("it has no caption (.txt) beside the image")

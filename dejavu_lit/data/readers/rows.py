@@ -196,8 +196,11 @@ def read_table(
         needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
         fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
         return _with_entries(pq.read_table(file, columns=[field.name for field in fields]), text_columns)
-    if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
-        return _with_entries(pa.ipc.open_stream(pa.memory_map(str(file))).read_all(), text_columns)
+    if kind == ".arrow":  # a file, as polars writes it, or a stream, as ``save_to_disk`` of ``datasets`` does
+        source = pa.memory_map(str(file))
+        is_file = source.read_at(6, 0) == b"ARROW1"
+        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        return _with_entries(reader.read_all(), text_columns)
     if kind in JSON:
         return read_json_table(file, text_columns)
     if kind in DELIMITERS:

@@ -97,7 +97,8 @@ class ShardReader:
     def keys(self) -> list[str]:
         """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted.
 
-        Warns if the texts of the first pairs look like several captions; raises UserError if none has the entry ``caption``.
+        Logs if the texts of the first pairs look like several captions, or if they have none; raises UserError if none has
+        the entry ``caption``.
         """
         keys = self._members[0].keys
         pairs: list[Pair] = []
@@ -115,6 +116,11 @@ class ShardReader:
                 "%s: the texts of the first pairs have several lines, which are read as one caption; if each line is one, "
                 "give data.reader.caption=lines",
                 self.name,
+            )
+        if len(known) > 2 and self.caption == TEXT and not any(pair.caption for pair in pairs):
+            logger.info(
+                "%s: the first pairs have no caption; if it is an entry of their JSON, give data.reader.caption=, one of %s",
+                *(self.name, ", ".join(known[2:])),
             )
         return keys
 

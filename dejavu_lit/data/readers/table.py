@@ -30,6 +30,9 @@ from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.progress import progress
 
 CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
+LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+# Of texts as JSON, Python (pandas) and, without commas, NumPy (pandas and datasets) write it.
+LIST = re.compile(rf"\[(?:{LITERAL.pattern})(?:(?:, ?|\s+)(?:{LITERAL.pattern}))*\]")
 LOOKED_AT = 20  # images of which one should exist
 logger = logging.getLogger(__name__)
 
@@ -170,7 +173,12 @@ class TableReader:
     def _index(self) -> KeyIndex:
         """The images' keys; warns if none of the first images exists."""
         if not self._embedded:
-            files = [absolute(self._folder(row), path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
+            paths = [(row, path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
+            if paths and all("://" in path for _, path in paths):
+                raise UserError(
+                    f"the images of {self.path} are addresses ({paths[0][1][:200]}); download them first, e.g. by img2dataset"
+                )
+            files = [absolute(self._folder(row), path) for row, path in paths]
             if files and not any(map(os.path.exists, files)):
                 logger.warning(
                     "%s: none of the first images exists: %s; check data.reader.image=, and data.reader.images= for the folder",
@@ -265,13 +273,11 @@ def _decoded(caption: Any) -> Any:
         return [_decoded(text) for text in caption]
     if isinstance(caption, bytes):
         caption = read_caption(caption)
-    if isinstance(caption, str) and caption.startswith(('["', "['")):
-        for parse in (json.loads, literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # anything else stays text
-                texts = parse(caption)
-                is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-                if is_list and (parse is json.loads or repr(texts) == caption):
-                    return texts
+    if isinstance(caption, str) and LIST.fullmatch(caption):
+        with suppress(ValueError):
+            return json.loads(caption)
+        with suppress(ValueError, SyntaxError):
+            return [literal_eval(text) for text in LITERAL.findall(caption)]
     return caption
 
 

@@ -137,9 +137,12 @@ def test_lines_of_the_text_and_lists_of_the_json_are_several_captions(tmp_path: 
     (tmp_path / "list.json").write_text('{"captions": ["a", "b"]}')
     add(tmp_path, "single.png", None)
     (tmp_path / "single.json").write_text('{"caption": "only"}')
+    add(tmp_path, "img2dataset.png", str(["it's", "b"]))
+    (tmp_path / "img2dataset.json").write_text('{"caption": ["it\'s", "b"]}')
     reader = FolderReader(tmp_path)
     pairs = {key: reader.read(key)[0] for key in reader.keys()}
     assert {key: (pair.caption, pair.meta.get("captions")) for key, pair in pairs.items()} == {
+        "img2dataset": ("it's", ["it's", "b"]),
         "lines": ("one", ["one", "two"]),
         "list": ("a", ["a", "b"]),
         "single": ("only", None),

@@ -105,6 +105,33 @@ def test_captions_from_an_entry_of_the_json(tmp_path: Path) -> None:
             ShardReader(tmp_path, caption=name).keys()
 
 
+def test_a_list_of_captions_by_img2dataset(tmp_path: Path) -> None:
+    """Its text is the list in Python's notation; a text that only looks like one stays as it is."""
+    image, captions = encoded(sample_image(0), "JPEG"), ["it's a cat", 'a "pet"']
+    texts = {"0": str(captions), "1": "['a']", "2": "a text of its own"}
+    members = {f"{key}.txt": text.encode() for key, text in texts.items()} | {f"{key}.jpg": image for key in texts}
+    lists = {f"{key}.json": json.dumps({"caption": captions}).encode() for key in "02"}
+    write_tar(tmp_path / "0.tar", members | lists)
+    pairs = {key: ShardReader(tmp_path).read(key)[0] for key in texts}
+    assert {key: (pair.caption, pair.meta.get("captions")) for key, pair in pairs.items()} == {
+        "0": ("it's a cat", captions),
+        "1": ("['a']", None),
+        "2": ("a text of its own", None),
+    }
+
+
+def test_entries_of_the_json_are_named_if_there_is_no_caption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = encoded(sample_image(0), "JPEG")
+    write_tar(tmp_path / "0.tar", {"0.jpg": image, "0.json": b'{"prompt": "a cat", "id": 1}'})
+    with caplog.at_level("INFO"):
+        ShardReader(tmp_path).keys()
+    assert "the first pairs have no caption" in caplog.text
+    assert "data.reader.caption=, one of prompt, id" in caplog.text
+    caplog.clear()
+    assert ShardReader(tmp_path, caption="prompt").keys() == ["0"]
+    assert "no caption" not in caplog.text
+
+
 def test_own_shards_round_trip(tmp_path: Path) -> None:
     pairs = [Pair(f"k{n}", encoded(sample_image(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
     for number, pair in enumerate(pairs):
