@@ -16,7 +16,7 @@ IMAGE = (
     *("image", "img", "jpg", "png", "webp", "image_bytes", "bytes"),
     *("path", "image_path", "file_name", "filename", "filepath"),
 )
-CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
+CAPTION = ("caption", "captions", "text", "txt", "sentences.raw", "sentences", "description", "prompt", "title")
 USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
 logger = logging.getLogger(__name__)
 Options = Mapping[str, Sequence[str]]  # {"image", "caption" or "key": names of columns, or AUTO}
@@ -57,7 +57,7 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
         return name
     missing = f"several columns {name!r}" if name in names else f"no single column {name!r}{suggest(name, names)}"
     if name == AUTO:
-        usual = [column for column in USUAL[option] if names.count(column) == 1]
+        usual = [column for column in USUAL[option] if rows.column_of(column)]
         if option == "key":
             return next((column for column in usual if _is_distinct(rows, column)), "")
         if usual:

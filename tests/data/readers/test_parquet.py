@@ -132,9 +132,10 @@ def test_captions_in_entries_of_a_column(tmp_path):
     pq.write_table(
         pa.table({"image": IMAGES, "sentences": sentences, "talk": talks, "n": [0, 1, 2, 3]}), tmp_path / "t.parquet"
     )
-    pair = read(auto(tmp_path / "t.parquet", caption="sentences.raw"))[0]
-    assert (pair.caption, pair.meta["captions"], pair.meta["talk"]) == ("a cat", ["a cat", "more"], talks[0])
-    assert "sentences" not in pair.meta
+    for caption in ("sentences.raw", "auto"):
+        pair = read(auto(tmp_path / "t.parquet", caption=caption))[0]
+        assert (pair.caption, pair.meta["captions"], pair.meta["talk"]) == ("a cat", ["a cat", "more"], talks[0])
+        assert "sentences" not in pair.meta
     pair = read(auto(tmp_path / "t.parquet", caption="talk.turns.1.value"))[0]
     assert (pair.caption, pair.meta["talk"]) == ("This is a cat", talks[0])  # it may have other entries
     with pytest.raises(
