@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from glob import glob
 from itertools import accumulate
@@ -18,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dejavu_lit.data.objects import READ_ERRORS
 from dejavu_lit.data.readers.base import Paths, as_list
 from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, entry_of, read_delimited, read_json_table
-from dejavu_lit.utils.errors import UserError, shown
+from dejavu_lit.utils.errors import UserError, explained, shown
 from dejavu_lit.utils.io import read_json_object, visible_files
 from dejavu_lit.utils.progress import announce
 
@@ -85,7 +87,7 @@ class RowBlock(NamedTuple):
     """Consecutive rows that are read together."""
 
     size: int  # number of rows
-    folder: Path  # of their file, to which paths of images are relative
+    file: Path  # paths of images are relative to its folder
     read: Callable[[list[str], bool], pa.Table]  # names of columns, and whether images may come without their bytes
 
 
@@ -115,8 +117,10 @@ class Rows:
             yield from map(partial(_fill, column), zip(*map(self.texts, pattern_columns(column)), strict=True))
             return
         for block in self._blocks:
-            values = block.read([column], True).column(0)
-            yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
+            with reading(block.file):
+                values = block.read([column], True).column(0)
+                cells = (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist()
+            yield from map(as_text, cells)
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of a row in some columns, of which sentences.raw is the entry ``raw`` of those in ``sentences``."""
@@ -133,7 +137,7 @@ class Rows:
         return column if entries and column in self.columns and has_entry(self.kind(column), entries) else ""
 
     def folder(self, number: int) -> Path:
-        return self._blocks[self._block_of(number)].folder
+        return self._blocks[self._block_of(number)].file.parent
 
     def _block_of(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
@@ -142,7 +146,8 @@ class Rows:
         if block in self._cache:
             self._cache.move_to_end(block)
             return self._cache[block]
-        table = self._blocks[block].read([*self.columns], False)
+        with reading(self._blocks[block].file):
+            table = self._blocks[block].read([*self.columns], False)
         self._cache[block] = table
         self._cached_bytes += table.nbytes
         while len(self._cache) > 1 and self._cached_bytes > CACHED_BYTES:
@@ -155,7 +160,7 @@ def open_rows(
 ) -> Rows:
     """The rows of tables with the same columns; other arguments: as of ``read_table``.
 
-    Raises UserError for another kind of file and for different columns, and whatever libraries raise for a damaged one.
+    Raises UserError for another kind of file, a damaged one, and different columns.
     """
     first: pa.Schema = None
     blocks: list[RowBlock] = []
@@ -163,17 +168,18 @@ def open_rows(
         if header and file.suffix.lower() not in DELIMITERS:
             raise UserError(f"{file} has its own column names; remove data.reader.header=, which is for CSV and TSV")
         if file.suffix.lower() in PARQUET:
-            metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema()
+            with reading(file):
+                metadata = pq.read_metadata(file)
+                schema = metadata.schema.to_arrow_schema()
             for group in range(metadata.num_row_groups):
                 read = partial(_read_group, file, metadata, group)
-                blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
+                blocks.append(RowBlock(metadata.row_group(group).num_rows, file, read))
         else:
             table = read_table(file, text_columns, delimiter, header)
             schema = table.schema
             if not schema.names:  # JSON without rows
                 continue
-            blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
+            blocks.append(RowBlock(table.num_rows, file, partial(_select, table)))
         first = schema if first is None else first
         if sorted(schema.names) != sorted(first.names):
             raise UserError(
@@ -183,28 +189,34 @@ def open_rows(
     return Rows(first or pa.schema([]), blocks)
 
 
+def reading(file: Path, remedy: str = "check the file") -> AbstractContextManager[None]:
+    """Turn what libraries raise for a damaged file into a UserError."""
+    return explained(f"{file} cannot be read as a table", remedy, errors=(*READ_ERRORS, KeyError))
+
+
 def read_table(
     file: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
 ) -> pa.Table:
     """A whole table in memory, of parquet without images; arguments after ``file``: as of ``read_delimited``, for a CSV or TSV.
 
-    Raises UserError for another kind of file, and whatever libraries raise for a damaged one.
+    Raises UserError for another kind of file, and for a damaged one.
     """
     kind = file.suffix.lower()
     announce(file)
-    if kind in PARQUET:
-        needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
-        fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
-        return _with_entries(pq.read_table(file, columns=[field.name for field in fields]), text_columns)
-    if kind == ".arrow":  # a file, as polars writes it, or a stream, as ``save_to_disk`` of ``datasets`` does
-        source = pa.memory_map(str(file))
-        is_file = source.read_at(6, 0) == b"ARROW1"
-        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-        return _with_entries(reader.read_all(), text_columns)
-    if kind in JSON:
-        return read_json_table(file, text_columns)
-    if kind in DELIMITERS:
-        return read_delimited(file, text_columns, delimiter, header)
+    with reading(file, "check the file" if header is None else "check the file, or give data.reader.delimiter="):
+        if kind in PARQUET:
+            needed = {*text_columns, *(name.partition(".")[0] for name in text_columns)}
+            fields = [field for field in pq.read_schema(file) if field.name in needed or not is_embedded(field.type)]
+            return _with_entries(pq.read_table(file, columns=[field.name for field in fields]), text_columns)
+        if kind == ".arrow":  # a file, as polars writes it, or a stream, as ``save_to_disk`` of ``datasets`` does
+            source = pa.memory_map(str(file))
+            is_file = source.read_at(6, 0) == b"ARROW1"
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            return _with_entries(reader.read_all(), text_columns)
+        if kind in JSON:
+            return read_json_table(file, text_columns)
+        if kind in DELIMITERS:
+            return read_delimited(file, text_columns, delimiter, header)
     raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
 
 

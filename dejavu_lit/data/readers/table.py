@@ -11,7 +11,7 @@ import os
 import re
 from ast import literal_eval
 from collections import Counter
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from dejavu_lit.data.decode import BadPair, Pair, json_safe, meta_captions, read_caption, with_captions
-from dejavu_lit.data.objects import READ_ERRORS, Annotation
+from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, file_state, image_extension, read_image
 from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.progress import progress
 
@@ -76,12 +76,7 @@ class TableReader:
 
     @cached_property
     def _rows(self) -> Rows:
-        with self._reading():
-            return open_rows(self._files, possible_columns(self._options), self.delimiter, self.header)
-
-    def _reading(self) -> AbstractContextManager[None]:
-        remedy = "check the file" if self.header is None else "check the file, or give data.reader.delimiter="
-        return explained(f"{self.path} cannot be read as a table", remedy, errors=(*READ_ERRORS, KeyError))
+        return open_rows(self._files, possible_columns(self._options), self.delimiter, self.header)
 
     @property
     def _options(self) -> Options:
@@ -90,8 +85,7 @@ class TableReader:
 
     @cached_property
     def _columns(self) -> Columns:
-        with self._reading():  # it looks for distinct keys
-            columns = find_columns(self._rows, self.path, self._options)
+        columns = find_columns(self._rows, self.path, self._options)
         kind = self._rows.kind(columns.image)
         if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
@@ -99,10 +93,6 @@ class TableReader:
                 "column with data.reader.image="
             )
         return columns
-
-    def _texts(self, name: str) -> list[str]:
-        with self._reading():
-            return list(self._rows.texts(name))
 
     @cached_property
     def _embedded(self) -> bool:
@@ -113,7 +103,7 @@ class TableReader:
         """The path of each row's image, "" if it has none."""
         if self._embedded and not has_path(self._rows.kind(self._columns.image)):
             return [""] * len(self._rows)
-        return [CAPTION_NUMBER.sub(r"\1", path) for path in self._texts(self._columns.image)]
+        return [CAPTION_NUMBER.sub(r"\1", path) for path in self._rows.texts(self._columns.image)]
 
     @cached_property
     def key_root(self) -> str:
@@ -133,7 +123,7 @@ class TableReader:
         if not self._embedded:
             paths = progress(self._paths, "grouping rows by image", unit="row")
             return [path and absolute(self._folder(row), path) for row, path in enumerate(paths)]
-        keys = self._texts(self._columns.key) if self._columns.key else []
+        keys = list(self._rows.texts(self._columns.key)) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
 
     def _digest(self, row: int) -> bytes:
@@ -154,12 +144,11 @@ class TableReader:
         names = self._names()
         counts = Counter(names)
         numbers = dict[tuple[str, bytes] | int, int]()
-        with self._reading():
-            identities = (
-                (name, self._digest(row)) if name and counts[name] > 1 else row
-                for row, name in enumerate(progress(names, "comparing rows", unit="row"))
-            )
-            codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
+        identities = (
+            (name, self._digest(row)) if name and counts[name] > 1 else row
+            for row, name in enumerate(progress(names, "comparing rows", unit="row"))
+        )
+        codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
         if len(numbers) < len(codes):
             logger.info(
                 "%s has %d rows of %d images; the rows of one image become one pair with several captions, and its other "
@@ -191,7 +180,7 @@ class TableReader:
             files = [below(self.key_root, self._paths[row]) for row in first_rows]
             names = zip(first_rows, (os.path.splitext(file)[0] for file in files), strict=True)
             return KeyIndex(clean_keys([f"{row:09d}" if self._embedded and not name else name for row, name in names]))
-        values = self._texts(key)
+        values = list(self._rows.texts(key))
         if "" in values:
             raise UserError(
                 f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with "
@@ -229,17 +218,14 @@ class TableReader:
         number = self._index.row(key)
         first, *others = order[starts[number] : starts[number + 1]].tolist()
         image, captions = self._columns.image, self._columns.captions
-        with self._reading():
-            try:
-                values = self._rows.row(first, [*([image] if self._embedded else []), *captions, *self._kept])
-                cells = [values[name] for name in captions]
-                cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
-                meta = {name: json_safe(values[name]) for name in self._kept}
-                cells = [json_safe(_decoded(cell)) for cell in cells]
-            except pa.ArrowException:
-                raise
-            except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
-                raise BadPair("its row has values that JSON cannot hold") from None
+        try:
+            values = self._rows.row(first, [*([image] if self._embedded else []), *captions, *self._kept])
+            cells = [values[name] for name in captions]
+            cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
+            meta = {name: json_safe(values[name]) for name in self._kept}
+            cells = [json_safe(_decoded(cell)) for cell in cells]
+        except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
+            raise BadPair("its row has values that JSON cannot hold") from None
         data, extension, file = self._image(first, values.get(image))
         texts = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
         if file:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
+from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, as_list
 from dejavu_lit.data.readers.rows import read_table, table_files
 from dejavu_lit.data.shards import BadPair, Pair
@@ -136,8 +136,7 @@ class TableLookup(Lookup):
     def _read(self, file: Path) -> pa.Table:
         """The columns that are needed of one file, its keys as text."""
         columns = list(dict.fromkeys(column for column in self._columns if column is not None))
-        with explained(f"{file} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError)):
-            table = read_table(file, columns)
+        table = read_table(file, columns)
         for column in columns:
             if (count := table.column_names.count(column)) != 1:
                 problem = f"{count} columns" if count else "no column"

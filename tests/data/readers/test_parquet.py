@@ -221,6 +221,17 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
         auto(tmp_path / "none" / "*.parquet").keys()
 
 
+@pytest.mark.parametrize("damage", ["empty", "page"])
+def test_of_many_files_the_damaged_one_is_named(tmp_path, damage):
+    table = pa.table({"image": IMAGES, "text": CAPTIONS})
+    for number in range(3):
+        pq.write_table(table, tmp_path / f"{number}.parquet", compression="none")
+    path = tmp_path / "1.parquet"
+    path.write_bytes(b"" if damage == "empty" else b"PAR1" + bytes(40) + path.read_bytes()[44:])
+    with pytest.raises(UserError, match=r"1\.parquet cannot be read as a table"):
+        read(auto(tmp_path))
+
+
 @pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file])
 @pytest.mark.parametrize("outside", [400, 1 << 30])
 def test_an_arrow_file_whose_captions_lie_outside_of_it_is_damaged(tmp_path, outside, form):
