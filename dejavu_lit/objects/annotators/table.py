@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, as_list
-from dejavu_lit.data.readers.rows import read_table, table_files
+from dejavu_lit.data.readers.rows import as_text, read_table, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
@@ -81,7 +81,7 @@ class TableLookup(Lookup):
         key = pair.key if self.field is None else pair.meta.get(self.field)
         if key is None:
             raise BadPair(f"its JSON has no {self.field!r}")
-        if not (rows := index.find(str(key))):
+        if not (rows := index.find(as_text(key))):
             example = f" (keys look like {index.keys[0]!r})" if index.keys else ""
             raise BadPair(f"the table has no row for this key{example}")
         found = [item for row in rows for item in self._objects(row)]
@@ -102,7 +102,7 @@ class TableLookup(Lookup):
             )
         if any(isinstance(label, dict | list) for label in self._items(cells[0])):
             raise ValueError(f"its {self.labels_column} hold more than names; write a list of names")
-        labels = list(map(_name, self._items(cells[0])))
+        labels = [as_text(label).strip() for label in self._items(cells[0])]
         scores = [1.0] * len(labels) if self.scores_column is None else self._items(cells[1])
         boxes = [[0.0] * 4] * len(labels) if self.boxes_column is None else self._boxes(cells[2])
         if not len(labels) == len(scores) == len(boxes):
@@ -161,13 +161,6 @@ class TableLookup(Lookup):
                     "%s: most %s contain %r and none %r, so each is one label; if they are lists, give annotator.separator=%r",
                     *(self.path, self.labels_column, other, self.separator, other),
                 )
-
-
-def _name(label: Any) -> str:
-    """A label as text; a whole number has no fraction, as pandas gives it if another one is missing."""
-    return (
-        "" if label is None else str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()
-    )
 
 
 def _parse_box(value: Any) -> list[float]:

@@ -184,6 +184,15 @@ def test_keys_and_captions_of_a_binary_column_are_text(tmp_path):
         reader.read("two")
 
 
+def test_whole_numbers_with_a_fraction_are_keys_and_parts_of_paths_without_it(pictures):
+    """pandas makes a column of numbers fractions if one is missing."""
+    pq.write_table(pa.table({"id": [0.0, 1.0, 2.0, None], "text": CAPTIONS}), pictures / "t.parquet")
+    reader = auto(pictures / "t.parquet", image="pics/{id}.png")
+    assert reader.read("pics-2")[0].image == IMAGES[2]
+    pq.write_table(pa.table({"id": [0.0, 1.0, 2.5, 7.0], "image": IMAGES, "text": CAPTIONS}), pictures / "t.parquet")
+    assert auto(pictures / "t.parquet").keys() == ["0", "1", "2_5", "7"]
+
+
 @pytest.mark.parametrize("kind", [HUB, pa.binary(), pa.string()])
 def test_a_column_of_lists_of_images_is_refused(tmp_path, kind):
     values = {HUB: HUB_ROWS, pa.binary(): IMAGES, pa.string(): PATHS}[kind]

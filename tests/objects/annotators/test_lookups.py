@@ -167,6 +167,9 @@ def test_whole_numbers_and_fractions_of_several_files_are_one_label(tmp_path: Pa
     pq.write_table(pa.table({"key": ["b"], "labels": [3.0]}), tmp_path / "2.parquet")
     assert TableLookup(tmp_path / "1.parquet").annotation(pair("a")).labels == ["3"]
     assert [TableLookup(tmp_path).annotation(pair(key)).labels for key in "ab"] == [["3"], ["3"]]
+    pq.write_table(pa.table({"key": [42.0], "labels": ["cat"]}), tmp_path / "ids.parquet")
+    table = TableLookup(tmp_path / "ids.parquet", field="image_id")
+    assert [table.annotation(pair("k", image_id=image_id)).labels for image_id in (42, 42.0)] == [["cat"]] * 2
 
 
 def test_many_row_groups_and_files_become_one_chunk(tmp_path: Path) -> None:
