@@ -84,6 +84,8 @@ def _row_list(content: Any) -> Any:
     """
     if not isinstance(content, dict):
         return content
+    if content and all(isinstance(value, dict) for value in content.values()):
+        raise ValueError("its entries are objects; write a list of rows, as pandas does with orient='records'")
     lists = {
         name: value
         for name, value in content.items()

@@ -127,6 +127,11 @@ def test_json_files_with_one_row_or_none(folder: Path) -> None:
     assert [reader.read(key)[0].caption for key in reader.keys()[:2]] == ["a", "one"]
     with pytest.raises(UserError, match=r"a\.json has no single column 'path'"):
         TableReader(folder / "a.json").keys()
+    (folder / "pandas.json").write_text('{"path": {"0": "pics/0001.png"}, "caption": {"0": "a"}}')
+    with pytest.raises(
+        UserError, match=r"its entries are objects; write a list of rows, as pandas does with orient='rec"
+    ):
+        TableReader(folder / "pandas.json").keys()
     (folder / "one.json").write_text('{"path": "pics/0001.png", "caption": "alone"}')
     assert TableReader(folder / "one.json").read("pics-0001")[0].caption == "alone"
 
@@ -337,7 +342,7 @@ def test_errors_name_the_mistake(folder: Path) -> None:
         UserError, match=r"no single column 'captoin' \(did you mean 'caption'\?\).*with data\.reader\.caption="
     ):
         TableReader(folder / "pairs.csv", caption="captoin").keys()
-    (folder / "by_id.json").write_text(json.dumps({f"id{row:02d}": {"caption": "a"} for row in range(50)}))
+    (folder / "by_id.json").write_text(json.dumps({f"id{row:02d}": "a" for row in range(50)}))
     with pytest.raises(UserError, match=r"its columns are id00, .*, id39, …; choose one with data\.reader\.image="):
         TableReader(folder / "by_id.json").keys()
     (folder / "same.csv").write_text("path,caption,id\na.png,b,same\nc.png,d,same\n")
