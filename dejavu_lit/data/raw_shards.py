@@ -60,9 +60,15 @@ class RawShards:
     def addresses(self) -> list[str]:
         """Every shard's path or address; links and other spellings of one file count once.
 
-        Raises UserError for a pattern that matches nothing, or a shard in braces that does not exist.
+        Raises UserError for a pattern that matches nothing, a shard in braces that does not exist, or a remote folder.
         """
-        patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
+        patterns = [self.shards] if isinstance(self.shards, str) else list(map(str, self.shards))
+        if folders := [
+            p for p in patterns if "://" in p and not p.startswith("pipe:") and p.endswith(("/", "*", "*.tar"))
+        ]:
+            raise UserError(
+                f"data.shards={folders[0]}: the shards at an address cannot be listed; name them, as in {{00000..00999}}.tar"
+            )
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
         unique: dict[str, str] = {}
         for address in map(str, chain.from_iterable(shards)):

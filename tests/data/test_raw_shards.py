@@ -263,6 +263,14 @@ def test_images_without_captions_can_be_public(tmp_path):
         write_samples(data.raw_shards(), {"A": 6}, tmp_path / "captioned")
 
 
+@pytest.mark.parametrize("end", ["", "*", "*.tar"])
+def test_remote_folders_are_refused(end):
+    with pytest.raises(
+        UserError, match=r"the shards at an address cannot be listed; name them, as in \{00000\.\.00999\}"
+    ):
+        _ = RawShards(f"https://a.b/shards/{end}", {"A": 1.0}).addresses
+
+
 def test_a_shard_gives_more_than_its_quota_if_the_others_have_too_few(tmp_path):
     for number, count in enumerate((60, 1, 1, 1)):
         write_shards(tmp_path / "raw" / f"{number}", [pair(100 * number + n) for n in range(count)])
