@@ -42,9 +42,7 @@ def find_columns(rows: Rows, path: object, options: Options) -> Columns:
 def _column(rows: Rows, path: object, option: str, name: str) -> str:
     """The column ``name``, or the usual one; "" if no usual one has distinct keys."""
     names = rows.schema.names
-    if names.count(name) == 1:
-        return name
-    if option == "caption" and rows.column_of(name):
+    if names.count(name) == 1 or (option == "caption" and rows.column_of(name)):
         return name
     if option == "image" and set("{}") & set(PLACE.sub("", name)):
         raise UserError(
