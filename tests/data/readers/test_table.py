@@ -286,6 +286,7 @@ def test_lists_of_captions_in_parquet(folder: Path) -> None:
         (str(["it's", "b"]), ["it's", "b"]),  # as pandas writes it
         (str(np.array(["it's " + "a" * 60, 'a "b"', "c\n'd'"], dtype=object)), ["it's " + "a" * 60, 'a "b"', "c\n'd'"]),
         ("['a' ...", ["['a' ..."]),
+        ("['" + "\\'" * 4000 + "']", ["'" * 4000]),
         ('["a" and "b"', ['["a" and "b"']),
         ('["a", 1]', ['["a", 1]']),
         ("['a'," + "-" * 6000 + "1]", ["['a'," + "-" * 6000 + "1]"]),  # too deep for Python's parser
