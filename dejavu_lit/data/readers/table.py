@@ -33,7 +33,7 @@ CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of
 LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""")
 # Of texts as JSON, Python (pandas) and, without commas, NumPy (pandas and datasets) write it. Possessive: without a way back,
 # a megabyte of text takes no 130 of memory.
-LIST = re.compile(rf"\[(?:{LITERAL.pattern})(?:(?:, ?|\s+)(?:{LITERAL.pattern}))*+\]")
+LIST = re.compile(rf"\[\s*(?:{LITERAL.pattern})(?:(?:\s*,\s*|\s+)(?:{LITERAL.pattern}))*+\s*\]")
 LOOKED_AT = 20  # images of which one should exist
 logger = logging.getLogger(__name__)
 

@@ -283,6 +283,7 @@ def test_lists_of_captions_in_parquet(folder: Path) -> None:
     ("cell", "captions"),
     [
         (json.dumps(["it's", 'a "b" \U0001f600']), ["it's", 'a "b" \U0001f600']),  # as Flickr30k's on the Hub
+        (json.dumps(["a", "b"], indent=1), ["a", "b"]),
         (str(["it's", "b"]), ["it's", "b"]),  # as pandas writes it
         (str(np.array(["it's " + "a" * 60, 'a "b"', "c\n'd'"], dtype=object)), ["it's " + "a" * 60, 'a "b"', "c\n'd'"]),
         ("['a' ...", ["['a' ..."]),
