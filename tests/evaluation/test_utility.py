@@ -176,7 +176,7 @@ def test_classes_may_come_as_embeddings_and_excluded_images_do_not_count(tmp_pat
     (tmp_path / "gone.txt").write_text("k2\nk3")
     fewer = utility.utility(model, replace(data, exclude=str(tmp_path / "gone.txt")))
     assert fewer["zeroshot_top1"] == 1.0
-    assert fewer["reasons"]["linear_probe"] == "2 images of 2 class(es) cannot be split into two parts"
+    assert fewer["reasons"]["linear_probe"] == "it needs two classes, and two images of one (images: 2, classes: 2)"
 
 
 def test_a_text_model_has_no_utility_and_is_not_loaded(tmp_path):

@@ -200,7 +200,7 @@ def test_planted_memory_in_words(metrics: dict[str, Any], rho: float | None, wor
     levels = [first | {"prg": first["prg"] | {"value": -0.1}}, second | {"prg": second["prg"] | {"value": 0.3}}]
     changed = {"planted": {"levels": levels, "spearman": {"recall": {"rho": rho}}}}
     text = next(plot for plot in evaluation_plots(metrics | changed) if plot.name == "planted").text
-    assert text == f"PRG is −0.100 for pairs seen 2 times, +0.300 for pairs seen 20 times.{words}"
+    assert text == f"PRG by exposure (times seen in training): −0.100 at exposure 2, +0.300 at exposure 20.{words}"
 
 
 def gaps_over_epochs(evaluation: Path, target: object) -> list[dict[str, float]]:
