@@ -12,7 +12,7 @@ from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list
-from dejavu_lit.data.readers.coco_json import CocoInstances, are_alike, image_number
+from dejavu_lit.data.readers.coco_json import CocoInstances, are_alike, image_number, number_of_file
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
 
@@ -31,12 +31,15 @@ class CocoLookup(Lookup):
         return CocoInstances(as_list(self.instances, "annotator.instances"))
 
     @cached_property
-    def _ids(self) -> dict[str, int | None]:
-        """{name: image id} for the images' files, each with and without its folders; None for a name of several images."""
-        ids: dict[str, int | None] = {}
+    def _ids(self) -> tuple[dict[str, int | None], dict[str, int | None]]:
+        """{path of a file without extension: image id}, and the same for every end of these paths; None: of several images."""
+        whole, ends = dict[str, int | None](), dict[str, int | None]()
         for image_id, file in self._instances.files.items():
-            ids |= {name: None if name in ids else image_id for name in _names(file)}
-        return ids
+            first, *others = _ends(file)
+            whole[first] = None if first in whole else image_id
+            for end in (first, *others):
+                ends[end] = None if end in ends else image_id
+        return whole, ends
 
     @property
     def annotator(self) -> Annotator:
@@ -51,20 +54,31 @@ class CocoLookup(Lookup):
         return self._instances.annotation(image_id, pair.key)
 
     def _image_id(self, pair: Pair) -> int:
-        """Names come first: tools number images anew, so a key may be the number of another one."""
-        name = str(pair.meta.get("file_name") or pair.meta.get("path") or pair.key)
-        for part in _names(name):
-            if (image_id := self._ids.get(part)) is not None:
-                return image_id
-        if "image_id" in pair.meta:
-            return image_number(pair.meta, "image_id")
-        file = FILE.search(pair.key)
-        number = file[1] if file else pair.key
-        image_id = image_number({"key": number}, "key")
-        if not are_alike(self._instances.files.get(image_id, number), number):
+        """Names come first: annotation tools number images anew, so numbers may be those of other images."""
+        name = str(pair.meta.get("file_name") or pair.meta.get("path") or "")
+        has_id = "image_id" in pair.meta
+        if (found := self._id_of(name or ("" if has_id else pair.key))) is not None:
+            return found
+        if has_id:
+            image_id = image_number(pair.meta, "image_id")
+            files = (name, self._instances.files.get(image_id, ""))
+            is_other = len({number_of_file(Path(file).name) for file in files} - {None}) > 1
+        else:
+            number = file[1] if (file := FILE.search(pair.key)) else pair.key
+            image_id = image_number({"key": number}, "key")
+            is_other = not are_alike(self._instances.files.get(image_id, number), number)
+        if is_other:
             raise BadPair("the instances JSON lists another file under its number")
         return image_id
 
+    def _id_of(self, name: str) -> int | None:
+        """The only listed image whose path ends as ``name`` does, or the other way round; the longest one comes first."""
+        whole, ends = self._ids
+        names = _ends(name)
+        return next((whole[end] for end in names if whole.get(end) is not None), ends.get(names[0]))
 
-def _names(file: str) -> set[str]:
-    return {os.path.splitext(file)[0], Path(file).stem}
+
+def _ends(file: str) -> list[str]:
+    """A path without its extension, and without its first folders, the longest first."""
+    parts = Path(os.path.splitext(file)[0]).parts or ("",)
+    return ["/".join(parts[start:]) for start in range(len(parts))]

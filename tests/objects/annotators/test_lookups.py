@@ -170,6 +170,9 @@ def test_whole_numbers_and_fractions_of_several_files_are_one_label(tmp_path: Pa
     pq.write_table(pa.table({"key": [42.0], "labels": ["cat"]}), tmp_path / "ids.parquet")
     table = TableLookup(tmp_path / "ids.parquet", field="image_id")
     assert [table.annotation(pair("k", image_id=image_id)).labels for image_id in (42, 42.0)] == [["cat"]] * 2
+    pq.write_table(pa.table({"key": [123456789012.0], "labels": ["cat"]}), tmp_path / "long.parquet")
+    table = TableLookup(tmp_path / "long.parquet", field="image_id")
+    assert table.annotation(pair("k", image_id=123456789012)).labels == ["cat"]
 
 
 def test_many_row_groups_and_files_become_one_chunk(tmp_path: Path) -> None:
@@ -380,7 +383,7 @@ def test_coco_by_the_name_of_the_file(tmp_path: Path) -> None:
     lookup = CocoLookup(tmp_path / "instances.json")
     found = {
         "images/2.jpg": pair("2"),
-        "images/10.jpg": pair("sub-10", path="sub/10.png", image_id=77),
+        "images/10.jpg": pair("10", path="10.png", image_id=77),
         "b/same.jpg": pair("b-same", path="b/same.jpg"),
         "a/same.jpg": pair("same", path="same.jpg", image_id=3),
         "photo.edited.png": pair("photo_edited", path="photo.edited.png"),
@@ -391,8 +394,29 @@ def test_coco_by_the_name_of_the_file(tmp_path: Path) -> None:
     }
     with pytest.raises(BadPair, match="lists another file under its number"):
         lookup.annotation(pair("6"))
-    with pytest.raises(BadPair, match="'key' is not a number"):
-        lookup.annotation(pair("same", path="same.jpg"))
+    for unlisted in (
+        pair("same", path="same.jpg"),
+        pair("c-same", path="c/same.jpg"),
+        pair("sub-10", path="sub/10.jpg"),
+    ):
+        with pytest.raises(BadPair, match="'key' is not a number"):
+            lookup.annotation(unlisted)
+
+
+def test_numbers_of_images_of_coco_count_unless_the_files_have_others(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": n, "file_name": f"{file:012}.jpg"} for n, file in ((1, 1), (7, 7), (9, 133))],
+        "categories": [{"id": n, "name": str(n)} for n in (1, 7, 9)],
+        "annotations": [{"image_id": n, "category_id": n, "bbox": [1, 2, 3, 4]} for n in (1, 7, 9)],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    lookup = CocoLookup(tmp_path / "instances.json")
+    assert lookup.annotation(pair("000000001", image_id=7)).labels == [
+        "7"
+    ]  # the key counts images, as img2dataset's does
+    assert lookup.annotation(pair("000000001")).labels == ["1"]
+    with pytest.raises(BadPair, match="lists another file under its number"):
+        lookup.annotation(pair("000000000009", file_name="000000000009.jpg", image_id=9))
 
 
 def test_vocabularies(tmp_path: Path) -> None:
