@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.decode import BadPair, Pair
+from dejavu_lit.data.decode import TEXTS, BadPair, Pair
 from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.data.remote import source
 from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_member
@@ -111,7 +111,7 @@ class ShardSet:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of keys, captions (JSON and class without a txt) and sizes of members}; images are not read."""
+        """{shard: hash of keys, texts that have captions, and sizes of members}; images are not read."""
         indexes = progress(self.indexes(), f"reading the captions of {self.folder.name}", len(self.names), "shard")
         return {name: _digest(index) for name, index in zip(self.names, indexes, strict=True)}
 
@@ -121,9 +121,11 @@ def _digest(index: ShardIndex) -> str:
     with open_shard(index.path) as file:
         for key, members in zip(index.keys, index.members, strict=True):
             digest.update(repr((key, sorted((name, member.size) for name, member in members.items()))).encode())
-            for name in ("txt",) if "txt" in members else ("json", "cls"):
+            for name in TEXTS:
                 if name in members:
-                    digest.update(read_member(file.fileno(), index.path, members[name]))
+                    digest.update(content := read_member(file.fileno(), index.path, members[name]))
+                    if name == "txt" and not content.startswith(b"["):  # what looks like a list may be that of the JSON
+                        break
     return digest.hexdigest()[:16]
 
 

@@ -61,7 +61,7 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path, caplog):
     )
     tar(tmp_path / "1.tar", {"x/c.PNG": png, "x/c.cls": b"7", "readme.md": b"no pair"})
     pairs = list(read_pairs(ShardSet.open(tmp_path)))
-    assert f"{tmp_path}: 1 member without a pair not read: 1 KEY.md" in caplog.text
+    assert f"{tmp_path}: passed over 1 member of no pair: 1 KEY.md" in caplog.text
     assert [(p.key, p.caption) for p in pairs] == [("a", "cap"), ("b", "c"), ("x/c", "7")]
     assert pairs[2].meta == {"label": "7"}
 
@@ -167,6 +167,13 @@ def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
         tar(tmp_path / caption / "0.tar", {"k.jpg": b"image", "k.json": json.dumps({"caption": caption}).encode()})
         in_json.append(ShardSet.open(tmp_path / caption).fingerprint)
     assert in_json[0] != in_json[1]
+    lists = []
+    for caption in (["a", "b"], ["a", "c"]):  # the text is the caption only if the JSON has another list
+        (folder := tmp_path / "".join(caption)).mkdir()
+        members = {"k.jpg": b"image", "k.txt": b"['a', 'b']", "k.json": json.dumps({"caption": caption}).encode()}
+        tar(folder / "0.tar", members)
+        lists.append(ShardSet.open(folder).fingerprint)
+    assert lists[0] != lists[1]
 
 
 def test_passes_over_the_headers_of_all_shards_are_logged(tmp_path, monkeypatch, caplog):
