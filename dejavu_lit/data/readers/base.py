@@ -161,3 +161,18 @@ def as_list(paths: Paths | None, needed: str | None = None) -> list[Path]:
             raise UserError(f"{needed}= is empty; give a file or a folder")
         return []
     return [Path(str(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+
+
+def as_text(value: Any) -> str:
+    """A cell as text, "" for null; bytes, as some writers store text, as UTF-8 or, such as digests, hexadecimal.
+
+    A whole number has no fraction, as pandas gives it if another one is missing.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)

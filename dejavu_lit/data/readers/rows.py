@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import READ_ERRORS
-from dejavu_lit.data.readers.base import Paths, as_list
+from dejavu_lit.data.readers.base import Paths, as_list, as_text
 from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, entry_of, read_delimited, read_json_table
 from dejavu_lit.utils.errors import UserError, explained, shown
 from dejavu_lit.utils.io import read_json_object, visible_files
@@ -262,21 +262,6 @@ def _fill(pattern: str, texts: Sequence[str]) -> str:
         return next(values)[start:end].zfill(width or 0)
 
     return PLACE.sub(text, pattern) if all(texts) else ""
-
-
-def as_text(value: Any) -> str:
-    """A cell as text, "" for null; bytes, as some writers store text, as UTF-8 or, such as digests, hexadecimal.
-
-    A whole number has no fraction, as pandas gives it if another one is missing.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value.hex()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None else str(value)
 
 
 def absolute(folder: Path, path: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from dejavu_lit.data.decode import TEXTS, BadPair, Pair, caption_lines, meta_captions, with_captions
-from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
+from dejavu_lit.data.readers.base import KeyIndex, as_list, as_text, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, Member, ShardIndex, image_extension_of, read_index, read_pair
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
@@ -87,7 +87,7 @@ class ShardReader:
                     f"the JSON of {key} in {index.path} has no {self.key!r}; choose another entry with data.reader.key="
                 )
             else:
-                yield str(pair.meta[str(self.key)])
+                yield as_text(pair.meta[str(self.key)])
 
     @property
     def unread(self) -> dict[str, int]:

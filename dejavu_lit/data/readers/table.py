@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from dejavu_lit.data.decode import BadPair, Pair, json_safe, meta_captions, read_caption, with_captions
 from dejavu_lit.data.objects import Annotation
-from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, file_state, image_extension, read_image
+from dejavu_lit.data.readers.base import KeyIndex, as_text, below, clean_keys, file_state, image_extension, read_image
 from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
-from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
+from dejavu_lit.data.readers.rows import Rows, absolute, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.progress import progress
@@ -205,7 +205,9 @@ class TableReader:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
         # An object with a caption keeps its other entries; a list of them, as in JSON, is no column of its own.
-        used = {name for name in map(self._rows.column_of, captions) if not pa.types.is_struct(self._rows.kind(name))}
+        rows = self._rows
+        used = {name for caption in captions for name in (rows.column_of(caption), caption.partition(".")[0])}
+        used = {name for name in used if not pa.types.is_struct(rows.kind(name))}
         others = [name for name in self._rows.columns if name != image and name not in used]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))

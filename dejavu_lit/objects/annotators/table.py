@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, as_list
-from dejavu_lit.data.readers.rows import as_text, read_table, table_files
+from dejavu_lit.data.readers.base import KeyIndex, as_list, as_text
+from dejavu_lit.data.readers.rows import read_table, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
@@ -147,7 +147,9 @@ class TableLookup(Lookup):
         if table[self.key].null_count:
             raise UserError(f"{file} has rows without a key; fix them, or choose another column by annotator.key=")
         with explained(f"{file} has keys that are not text", "choose another column by annotator.key="):
-            keys = table[self.key].cast(pa.string())
+            keys = table[self.key]
+            is_float = pa.types.is_floating(keys.type)
+            keys = pa.array(map(as_text, keys.to_pylist()), pa.string()) if is_float else keys.cast(pa.string())
         table = table.select(columns)
         return table.set_column(columns.index(self.key), self.key, keys)
 

@@ -114,7 +114,7 @@ def test_hidden_images_and_folders_are_ignored_and_counted(tmp_path: Path, caplo
     add(tmp_path, "dog/._1.png", None)
     add(tmp_path, ".ipynb_checkpoints/1.png", None)
     assert FolderReader(tmp_path, caption="folder").keys() == ["dog-1"]
-    assert "folder: 2 files without a pair not read: 2 hidden" in caplog.text
+    assert "folder: passed over 2 files of no pair: 2 hidden" in caplog.text
 
 
 def test_files_that_belong_to_no_image_are_counted_by_their_kind(
@@ -128,7 +128,7 @@ def test_files_that_belong_to_no_image_are_counted_by_their_kind(
     assert reader.keys() == ["a"]
     assert reader.unread == {".gif": 2, ".txt": 3, ".tif": 1, ".json": 1, "without extension": 1}
     listed = "3 .txt, 2 .gif, 1 .json, 1 .tif, 1 without extension"
-    assert f"folder: 8 files without a pair not read: {listed}" in caplog.text
+    assert f"folder: passed over 8 files of no pair: {listed}" in caplog.text
 
 
 def test_lines_of_the_text_and_lists_of_the_json_are_several_captions(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.Lo
     reader = ShardReader(tmp_path)
     assert reader.keys() == ["a"]
     assert "1 hidden file ignored" in caplog.text
-    assert "shards: 4 members without a pair not read: 2 hidden, 1 KEY.npy, 1 KEY.seg.png" in caplog.text
+    assert "shards: passed over 4 members of no pair: 2 hidden, 1 KEY.npy, 1 KEY.seg.png" in caplog.text
     assert reader.unread == {"KEY.seg.png": 1, "KEY.npy": 1, "hidden": 2}
 
 

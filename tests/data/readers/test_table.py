@@ -168,6 +168,8 @@ def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
         folder / "dataset.json", image="{cocoid:04d}.png", caption="sentences.0.raw", images=folder / "pics"
     )
     assert [padded.read(key)[0].caption for key in ("0001", "0002")] == ["a 1", "a 2"]
+    guessed = TableReader(folder / "dataset.json", image="{filepath}/{filename}", caption="auto").read("pics-0002")[0]
+    assert (guessed.caption, guessed.meta) == (pair.caption, pair.meta)
     for options, problem in (
         ({"image": "{filepath}/{filenam}"}, "no single column 'filenam' .did you mean 'filename'"),
         ({"caption": "sentences.row"}, "no single column 'sentences.row' .did you mean 'sentences'"),
