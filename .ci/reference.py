@@ -4,6 +4,7 @@ Options are the fields of the dataclasses; what a choice of a group changes is r
 stale.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+os.environ.pop("WANDB_PROJECT", None)  # the default of an option
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -20,7 +20,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dejavu_lit import __version__
 from dejavu_lit.cli import help, mistakes, secrets
 from dejavu_lit.cli.gate import EXIT_CODE
 from dejavu_lit.cli.options import COMMANDS, Mitigate, register
@@ -69,9 +68,6 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
             ]
             if {"-h", "--help"} & set(given):
                 print(help.text(CONF, config_name))
-                return
-            if "--version" in given:  # Hydra would tell its own
-                print(f"dejavu-lit {__version__}")
                 return
             mistakes.check_arguments(given)
             given.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # argparse refuses it between options

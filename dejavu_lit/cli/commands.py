@@ -36,7 +36,7 @@ def main() -> None:
         if name in ("-h", "--help"):
             lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
             print(OVERVIEW.format(lines))
-        elif name == "--version":
+        elif "--version" in sys.argv[1:]:
             print(f"dejavu-lit {__version__}")
         elif name in ("-sc", "--shell-completion"):
             _complete(arguments)

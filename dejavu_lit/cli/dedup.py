@@ -37,7 +37,7 @@ def dedup(settings: Dedup, out: Path) -> None:
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
-        print(f"keys to exclude: {report['exclude']['keys']}, data.exclude={out / LIST}")
+        print(f"keys to exclude: {report['exclude']['keys']}, in {out / LIST}")
         page = out / EXAMPLES
         look = [f"open {shlex.quote(str(page))}    # the least similar pairs"] if page.is_file() else []
         train = [f"dejavu train … {argument('data.exclude', out / LIST)}"] if report["exclude"]["keys"] else []

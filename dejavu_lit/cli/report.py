@@ -26,7 +26,7 @@ EXAMPLES = """
 @dataclass(frozen=True)
 class Report:
     path: str
-    """The out= folder of dejavu evaluate or dejavu mitigate; path= can be omitted."""
+    """The out= folder of dejavu evaluate or dejavu mitigate; the name ``path=`` before it can be omitted."""
     redact: bool = False
     """Leave out captions, images and objects; statistics and keys stay."""
     out: str | None = None

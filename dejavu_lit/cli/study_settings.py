@@ -75,7 +75,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     checked: set[str] = set()
     files = list((out / "runs").glob("*/config.yaml"))
     directories = (RunDirectory(file.parent) for file in progress(files, "looking at earlier runs", unit="run"))
-    started = {directory.read(ModelSpec, "model").init for directory in directories if directory.started}
+    started = {directory.read(ModelSpec, "model").init for directory in directories if directory.started} - {None}
     rows: list[PlannedRow] = []
     for name, series, overrides, size in progress(settings, "checking settings", unit="setting"):
         with _prefixed(f"settings.{name}"):

@@ -175,5 +175,5 @@ def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np
     for (code, owning), count in sorted(pairs.items()):
         counts["" if code == ANY else SETS[code]] += count
         whose = "in no list" if code == ANY else f"of {SETS[code]}"
-        log.warning("%s %s left out: duplicates of pairs of %s", counted(count, "pair"), whose, SETS[owning])
+        log.warning("left out %s %s: duplicates of pairs of %s", counted(count, "pair"), whose, SETS[owning])
     return dict(counts)

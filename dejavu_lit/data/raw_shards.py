@@ -64,7 +64,7 @@ class RawShards:
         """
         patterns = [self.shards] if isinstance(self.shards, str) else list(map(str, self.shards))
         if folders := [
-            p for p in patterns if "://" in p and not p.startswith("pipe:") and p.endswith(("/", "*", "*.tar"))
+            p for p in patterns if "://" in p and not p.startswith("pipe:") and (p.endswith("/") or "*" in p)
         ]:
             raise UserError(
                 f"data.shards={folders[0]}: the shards at an address cannot be listed; name them, as in {{00000..00999}}.tar"
@@ -163,12 +163,13 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     warn_unread("data.shards", "member", draw.unread)
     for name, sample in draw.samples.items():
         if sample.missing:
-            reasons = "".join(
-                f" ({n} in all sets cannot be used: {reason})" for reason, n in draw.skipped.most_common(1)
-            )
+            unusable = ""
+            if draw.skipped:
+                (reason, count), *_ = draw.skipped.most_common()
+                unusable = f" ({count} in all sets cannot be used: {reason})"
             raise UserError(
                 f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
-                f"{name}{reasons}; ask for fewer, raise data.fractions.{name}, or give more shards"
+                f"{name}{unusable}; ask for fewer, raise data.fractions.{name}, or give more shards"
             )
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}

@@ -105,7 +105,7 @@ class RawDataModule(PairDataModule):
         if shards < parts and not self.data.resampled:
             raise UserError(
                 f"data.shards has {counted(shards, 'shard')} for {parts} loader processes ({counted(world, 'rank')} × "
-                f"trainer.loader.workers={self.loader.workers}); lower trainer.loader.workers or trainer.devices, or set "
+                f"{max(self.loader.workers, 1)}); lower trainer.loader.workers or trainer.devices, or set "
                 "data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)

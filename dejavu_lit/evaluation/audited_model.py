@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,7 +121,9 @@ class AuditedModel:
         if not RunDirectory(self.run).finished:
             if self.model_name.epoch is not None:
                 return {}
-            raise UserError(f"{self.run} is not finished; run dejavu resume {self.run}, or evaluate {self.run}@EPOCH")
+            raise UserError(
+                f"{self.run} is not finished; run dejavu resume {quote(str(self.run))}, or evaluate {self.run}@EPOCH"
+            )
         return RunDirectory(self.run).record()
 
     @property

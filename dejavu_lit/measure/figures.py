@@ -46,7 +46,9 @@ UTILITY = {
 MEMBERSHIP = {
     "cosine": Figure("cosine", "cosine of a pair's image and caption under the target"),
     "alignment": Figure("alignment", "the cosine minus the mean cosine with other captions and images of H"),
-    "loss": Figure("loss", "log-probability of the right caption and image among the same captions and images"),
+    "loss": Figure(
+        "loss", "log-probability of the right caption and image among these and the other captions and images of H"
+    ),
     "cosine_calibrated": Figure("calibrated cosine", "the cosine under the target minus that under the reference"),
     "clipmem": Figure("CLIPMem", "the alignment under the target minus that under the reference"),
     "dejavu": Figure("gap in hits", "objects of the image that its caption's neighbors share, target minus reference"),

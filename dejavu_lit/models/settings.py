@@ -12,7 +12,7 @@ class ModelSpec:
     """The architecture, and where its weights come from."""
 
     name: str
-    """An open_clip architecture, or any name if ``config`` is given."""
+    """An open_clip architecture, or any other name if ``config`` is given."""
     config: Any = None
     """open_clip's own model config, for a custom architecture."""
     init: str | None = None

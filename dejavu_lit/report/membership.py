@@ -90,8 +90,9 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
     lower = floor(100 * audit["epsilon"] + 1e-9) / 100  # a bound that is rounded up would not hold
     bound = f"ε is at least {lower:.2f}" if lower else "no ε is refuted"
     return (
-        f"Audit of one run for differential privacy: {bound} ({audit['right']:,} of {audit['guesses']:,} guesses right among "
-        f"{audit['pairs']:,} pairs of A and B in equal numbers; 95 % confidence). This refutes claims of privacy; it proves none."
+        f"Audit of one run for differential privacy: {bound} ({audit['right']:,} of {audit['guesses']:,} guesses were right, "
+        f"among {audit['pairs']:,} pairs of A and B in equal numbers; 95 % confidence). Such an audit can refute a claim of "
+        "privacy; it cannot prove one."
     )
 
 

@@ -38,8 +38,8 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
     moved, drawn = (
         marker.get("data"),
         marker.get("formats"),
-    )  # the data folder that was given for it, and its figures' formats
-    data = Path(moved) if isinstance(moved, str) and moved and Path(moved).is_dir() else None
+    )  # the data folder that was given for it, the figures' formats
+    data = Path(moved) if isinstance(moved, str) and moved and os.path.isdir(moved) else None
     is_drawn = page.is_file() and isinstance(drawn, list) and all(kind in drawn for kind in options.formats)
     if not is_drawn or marker.get("made_of") != _fingerprint(out, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)

@@ -24,10 +24,11 @@ VALUES = ("hits", "alignment", "loss")  # read from the records
 class HalvesOfSetting:
     """The scores of one setting's halves: per score float64 [R, n] under the models that trained on each pair and the others."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path | str]) -> None:
         """``folders``: the evaluations, one per half."""
         tables = [
-            {block: read_columns(folder / file, VALUES) for block, file in RECORD_FILES.items()} for folder in folders
+            {block: read_columns(Path(folder) / file, VALUES) for block, file in RECORD_FILES.items()}
+            for folder in folders
         ]
         keys = sorted({key for table in tables for block in ("population", "swapped") for key in table[block][0]})
         self.keys, rows = keys, {key: row for row, key in enumerate(keys)}

@@ -124,7 +124,8 @@ def _link_gap_reference(cell: Cell, runs: dict[Path, TrainingRun]) -> None:
         if missing:
             raise UserError(
                 f"{cell.name} is measured with gaps.every={every} against {cell.reference}, which kept no checkpoint "
-                f"of epoch {', '.join(map(str, missing))}; set gaps.every so that it kept them, or choose another out="
+                f"of epoch {', '.join(map(str, missing))}; set gaps.every to a multiple of which it kept every epoch, or choose "
+                "another out="
             )
     runs[cell.target] = replace(target, gaps=replace(target.gaps, reference=str(cell.reference)))
     runs[cell.reference] = keeping(reference, measured)

@@ -196,7 +196,7 @@ def headline_ranking(study: Mapping[str, Any]) -> Row | None:
 
 
 def lacks_seeds(study: Mapping[str, Any]) -> bool:
-    """Whether no setting of a study has intervals that include the noise of training: those of three seeds, or of halves."""
+    """Whether no setting has intervals that include the noise between trainings: those of three seeds, or of halves."""
     return all(len(pooled["seeds"]) < 3 and not any(pooled.get("halves", [])) for pooled in study.get("pooled", []))
 
 

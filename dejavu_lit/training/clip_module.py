@@ -207,8 +207,9 @@ class ClipModule(pl.LightningModule):
                 "use another out=, or restore the previous data"
             )
         current = self._pair_order()
+        # Checkpoints of earlier checkouts have "batch a rank".
         saved = {name.replace(" a rank", " per rank"): value for name, value in checkpoint.get("plan", current).items()}
-        if changed := first_difference(saved, current):  # an earlier name of an entry
+        if changed := first_difference(saved, current):
             raise UserError(
                 f"this run cannot continue with its pairs in another order ({changed}); use the original value, or another out="
             )

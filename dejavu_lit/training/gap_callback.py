@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -143,7 +144,7 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
 def _check_reference_run(reference: AuditedModel, folder: Path, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
     if not RunDirectory(folder).finished:
-        raise UserError(f"{option} is not finished; finish it by dejavu resume, then start this run")
+        raise UserError(f"{option} is not finished; run dejavu resume {quote(str(folder))}, then start this run")
     if reference.trained_on == TRAINED_ON[run.side]:
         raise UserError(f"{option} was trained on {TRAINED_ON[run.side]}, like this run; use a run of the other side")
     if reference.data is not None and reference.data.deal != run.data.deal:

@@ -70,13 +70,16 @@ def check_device(trainer: TrainerSettings) -> None:
 
 
 def check_models(run: TrainingRun, resumed: bool = False) -> None:
-    """Raise UserError for an unknown architecture, or a missing reference or weights, which a ``resumed`` run has itself."""
+    """Raise UserError for an unknown architecture, the name of one for another, or a missing reference or weights.
+
+    A ``resumed`` run has its model itself.
+    """
     if run.model.config is None:
         check_architecture(run.model.name)
     elif run.model.name in architectures() and not resumed:
         raise UserError(
-            f"model.name={run.model.name} is an architecture of open_clip, but model.config, which would be trained, is another "
-            f"one; give model=vit_b_32 model.name={run.model.name}, or model.config a name of its own"
+            f"model.name={run.model.name} is an architecture of open_clip, but model.config would be trained; for that "
+            f"architecture give model=vit_b_32 model.name={run.model.name} without model.config, else model.name another name"
         )
     if run.model.init is not None and not resumed:
         check_model("model.init", run.model.init)

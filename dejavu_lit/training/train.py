@@ -245,6 +245,8 @@ def _write_results(
         "provenance": provenance(),
     }
     write_json(RunDirectory(out).record_file, record)
-    log.info("finished %s: epoch %d, step %d, %.0f s", out, trainer.current_epoch, trainer.global_step, seconds)
+    log.info(
+        "finished %s: %s, %d steps, %.0f s", out, counted(trainer.current_epoch, "epoch"), trainer.global_step, seconds
+    )
     if stopped:
         log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])

@@ -199,12 +199,12 @@ def _log_hidden(folder: Path, count: int) -> None:
 
 
 def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
-    """Log how many files (or what else) of each kind were found that belong to nothing that is read, if there are any."""
+    """Log how many files (or what else) of each kind were found that belong to no pair, if there are any."""
     if total := sum(counts.values()):
         kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
         listed += ", …" if len(kinds) > LISTED_KINDS else ""
-        log.warning("%s: %s without a pair not read: %s", where, counted(total, what), listed)
+        log.warning("%s: passed over %s of no pair: %s", where, counted(total, what), listed)
 
 
 def fingerprint(value: Any) -> str:

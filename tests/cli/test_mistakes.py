@@ -29,7 +29,7 @@ MISTAKES = {
     "train side=target data=fodler": "data=fodler is unknown (did you mean 'folder'?); choose one of coco, folder, of_target, ",
     "train side=target model=vitb32": "model=vitb32 is unknown (did you mean 'vit_b_32'?); choose one of rn50, tiny, vit_b_32, "
     "or another architecture of open_clip by model=vit_b_32 model.name=ARCH",
-    "train side=target model.name=ViT-B-16": "model.name=ViT-B-16 is an architecture of open_clip, but model.config, which ",
+    "train side=target model.name=ViT-B-16": "model.name=ViT-B-16 is an architecture of open_clip, but model.config would ",
     "train side=target data=prepared": "data.dir is missing; give data.dir=…: the folder of dejavu prepare",
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist in ",
     "train side=target trainer.accelerator=gup": "trainer.accelerator=gup is unknown (did you mean 'gpu'?); choose one of cpu, ",

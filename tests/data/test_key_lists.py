@@ -179,9 +179,9 @@ def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCapture
     listed = np.array([H, ANY, A, H, ANY, A], dtype=np.int8)
     assert count_excluded_duplicates(listed, *allowed_sets(groups, listed)) == {"H": 1, "": 2}
     assert caplog.messages == [
-        "1 pair in no list left out: duplicates of pairs of A",
-        "1 pair in no list left out: duplicates of pairs of H",
-        "1 pair of H left out: duplicates of pairs of A",
+        "left out 1 pair in no list: duplicates of pairs of A",
+        "left out 1 pair in no list: duplicates of pairs of H",
+        "left out 1 pair of H: duplicates of pairs of A",
     ]
     caplog.clear()
     alone = np.arange(6)

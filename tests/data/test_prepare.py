@@ -278,8 +278,8 @@ def test_duplicates_of_listed_pairs_go_into_no_other_set(
     assert len(where["A"]) == 5
     assert manifest["sets"]["H"]["left_out_as_duplicates"] == 2
     assert manifest["pairs"]["left_out_as_duplicates"] == 3
-    assert "2 pairs of H left out: duplicates of pairs of A" in caplog.text
-    assert "1 pair in no list left out: duplicates of pairs of A" in caplog.text
+    assert "left out 2 pairs of H: duplicates of pairs of A" in caplog.text
+    assert "left out 1 pair in no list: duplicates of pairs of A" in caplog.text
     with pytest.raises(UserError, match=r"sizes\.H asks for 12 pairs, but keys\.H lists 10 that can be used"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 5, "H": 12, "P": 15}, keys=lists)
 

@@ -263,7 +263,7 @@ def test_images_without_captions_can_be_public(tmp_path):
         write_samples(data.raw_shards(), {"A": 6}, tmp_path / "captioned")
 
 
-@pytest.mark.parametrize("end", ["", "*", "*.tar"])
+@pytest.mark.parametrize("end", ["", "*", "*.tar", "*/0.tar"])
 def test_remote_folders_are_refused(end):
     with pytest.raises(
         UserError, match=r"the shards at an address cannot be listed; name them, as in \{00000\.\.00999\}"

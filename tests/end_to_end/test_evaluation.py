@@ -270,7 +270,7 @@ def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, r
     done = call("evaluate", *options, "membership.pairs=40", "report.write=false")
     assert done.returncode == 0, done.stderr
     assert "membership, 40 pairs of A against 40 of H" in done.stdout
-    assert "This refutes claims of privacy; it proves none." in done.stdout
+    assert "Such an audit can refute a claim of privacy; it cannot prove one." in done.stdout
     drawn = metrics(out)
     assert drawn["membership"]["pairs"] == {"A": 40, "H": 40, "B": 40}
     assert drawn["membership"]["others"] == metrics(evaluation)["membership"]["others"]

@@ -134,6 +134,8 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
     found = {r["name"]: r for r in rows(out)}
     assert found["renamed"]["symmetric"] == found["mask"]["symmetric"]
     assert json.loads((out / found["k3"]["metrics"]).read_text())["k"] == 3
+    done = call("mitigate", "+settings.big=['model.name=ViT-B-16']", *SETTINGS, *options(scenes, out), "plan_only=true")
+    assert "model.name=ViT-B-16 is an architecture of open_clip, but model.config would be trained" in done.stderr
 
 
 def test_plan_only_shows_the_plan_and_ends(scenes, tmp_path):

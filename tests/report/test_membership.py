@@ -65,7 +65,9 @@ def test_the_page_shows_every_score_and_why_figures_are_missing(scored: Path, tm
 
 def test_a_lower_bound_is_rounded_down() -> None:
     audit = {"epsilon": 5.5856, "right": 800, "guesses": 800, "pairs": 4000}
-    assert "ε is at least 5.58 (800 of 800 guesses right among 4,000 pairs" in str(epsilon_sentence({"epsilon": audit}))
+    assert "ε is at least 5.58 (800 of 800 guesses were right, among 4,000 pairs" in str(
+        epsilon_sentence({"epsilon": audit})
+    )
     assert "no ε is refuted (" in str(epsilon_sentence({"epsilon": audit | {"epsilon": 0.009}}))
 
 
