@@ -205,9 +205,8 @@ class TableReader:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
         # An object with a caption keeps its other entries; a list of them, as in JSON, is no column of its own.
-        rows = self._rows
-        used = {name for caption in captions for name in (rows.column_of(caption), caption.partition(".")[0])}
-        used = {name for name in used if not pa.types.is_struct(rows.kind(name))}
+        used = {name for name in map(self._rows.column_of, captions) if not pa.types.is_struct(self._rows.kind(name))}
+        used |= {name for name in (c.partition(".")[0] for c in captions) if pa.types.is_list(self._rows.kind(name))}
         others = [name for name in self._rows.columns if name != image and name not in used]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))

@@ -170,6 +170,9 @@ def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
     assert [padded.read(key)[0].caption for key in ("0001", "0002")] == ["a 1", "a 2"]
     guessed = TableReader(folder / "dataset.json", image="{filepath}/{filename}", caption="auto").read("pics-0002")[0]
     assert (guessed.caption, guessed.meta) == (pair.caption, pair.meta)
+    (folder / "languages.csv").write_text("image,caption,caption.en\npics/0001.png,ein Bild,a picture\n")
+    pair, _ = TableReader(folder / "languages.csv", image="image", caption="caption.en").read("pics-0001")
+    assert (pair.caption, pair.meta["caption"]) == ("a picture", "ein Bild")
     for options, problem in (
         ({"image": "{filepath}/{filenam}"}, "no single column 'filenam' .did you mean 'filename'"),
         ({"caption": "sentences.row"}, "no single column 'sentences.row' .did you mean 'sentences'"),
