@@ -161,16 +161,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
     warn_unread("data.shards", "member", draw.unread)
-    for name, sample in draw.samples.items():
-        if sample.missing:
-            unusable = ""
-            if draw.skipped:
-                (reason, count), *_ = draw.skipped.most_common()
-                unusable = f" ({count} in all sets cannot be used: {reason})"
-            raise UserError(
-                f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
-                f"{name}{unusable}; ask for fewer, raise data.fractions.{name}, or give more shards"
-            )
+    draw.check_complete()
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
@@ -225,6 +216,17 @@ class _Draw:
                 *(len(self.opened), len(addresses)),
                 *(min(self.raw.excluded), min(self._keys, default="")),
             )
+
+    def check_complete(self) -> None:
+        """Raise UserError if a sample is too small, with the commonest reason why pairs cannot be used."""
+        (reason, count), *_ = self.skipped.most_common() or [("", 0)]
+        unusable = f" ({count} in all sets cannot be used: {reason})" if count else ""
+        for name, sample in self.samples.items():
+            if sample.missing:
+                raise UserError(
+                    f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
+                    f"{name}{unusable}; ask for fewer, raise data.fractions.{name}, or give more shards"
+                )
 
     def _take(self, index: ShardIndex, room: dict[str, int], read: Counter[str], bar: "tqdm[Any]") -> None:
         """Add usable pairs of one shard to the samples, at most {set: ``room``}; updates {set: ``read`` pairs of the shard}."""
