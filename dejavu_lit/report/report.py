@@ -35,11 +35,9 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
         return None
     page, marker = out / "report" / "index.html", _marker(out / "report")
     options = ReportOptions(redact=is_redacted(settings, out))
-    moved, drawn = (
-        marker.get("data"),
-        marker.get("formats"),
-    )  # the data folder that was given for it, the figures' formats
+    moved = marker.get("data")  # the data folder that was given for it
     data = Path(moved) if isinstance(moved, str) and moved and os.path.isdir(moved) else None
+    drawn = marker.get("formats")  # of its figures
     is_drawn = page.is_file() and isinstance(drawn, list) and all(kind in drawn for kind in options.formats)
     if not is_drawn or marker.get("made_of") != _fingerprint(out, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
